@@ -1,0 +1,107 @@
+//! One error for all providers: what was tried, where, what kind of failure it is. What to do
+//! about a failure is decided from its [`Kind`] in one place, [`Kind::advice`].
+
+use std::time::Duration;
+
+/// What failed, by the only distinction callers act upon (providers.md 1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The VM or a part of it is gone.
+    NotFound,
+    /// A credential, role or policy refuses.
+    Denied,
+    /// The request or the configuration can never work.
+    Invalid,
+    /// An account limit.
+    Quota,
+    /// No room for this type in this zone.
+    Capacity,
+    /// Too many requests; wait that long, or back off if the cloud did not say.
+    Throttled(Option<Duration>),
+    /// The effect is unknown: time-out, 5xx, connection lost.
+    Unavailable,
+    /// Not mapped.
+    Other,
+}
+
+/// What the caller of `create` does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// Repeat the identical request after that time (`None`: back off).
+    Repeat(Option<Duration>),
+    /// Go on to the next candidate.
+    NextCandidate,
+    /// Give up.
+    Stop,
+}
+
+impl Kind {
+    /// The one place that decides what a failed create means.
+    pub fn advice(self) -> Advice {
+        match self {
+            Kind::Throttled(after) => Advice::Repeat(after),
+            Kind::Unavailable | Kind::Other => Advice::Repeat(None),
+            Kind::Capacity | Kind::Quota => Advice::NextCandidate,
+            Kind::NotFound | Kind::Denied | Kind::Invalid => Advice::Stop,
+        }
+    }
+
+    /// Short word for metrics and messages.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::NotFound => "not-found",
+            Kind::Denied => "denied",
+            Kind::Invalid => "invalid",
+            Kind::Quota => "quota",
+            Kind::Capacity => "capacity",
+            Kind::Throttled(_) => "throttled",
+            Kind::Unavailable => "unavailable",
+            Kind::Other => "other",
+        }
+    }
+}
+
+/// A failed provider call. Carries no user data and no credential.
+#[derive(Debug, thiserror::Error)]
+#[error("{provider} {operation}: {message} ({})", kind.as_str())]
+pub struct Error {
+    /// What kind of failure.
+    pub kind: Kind,
+    /// `create`, `delete`, `list`, `check`, with the part where one call has several.
+    pub operation: &'static str,
+    /// The provider's name.
+    pub provider: &'static str,
+    /// What was wrong, in words for the user; names the key or field.
+    pub message: String,
+    /// The cause, if there is one.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// An error without a cause of its own.
+    pub fn new(
+        provider: &'static str,
+        operation: &'static str,
+        kind: Kind,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            operation,
+            provider,
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// The same with its cause.
+    #[must_use]
+    pub fn caused_by(
+        mut self,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}

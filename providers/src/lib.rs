@@ -1,0 +1,59 @@
+//! Virtual machines from somewhere.
+//!
+//! One trait, [`Provider`], stands before every cloud. A provider is handed a name, sizes, an image,
+//! tags and opaque user data; it knows nothing of pods, TLS or Kubernetes. What all of them share
+//! (names, error kinds, sizes, retry) lives beside the trait, once.
+//!
+//! ```text
+//!   caller ── VmSpec + Candidate ──▶ create ──▶ Vm (with an address)
+//!          ── VmRef ──────────────▶ delete ──▶ Gone | Accepted (asked again until Gone)
+//!          ───────────────────────▶ list   ──▶ every Resource with our installation's tag
+//! ```
+
+pub mod error;
+pub mod name;
+pub mod spec;
+
+pub use error::{Error, Kind};
+pub use name::VmName;
+pub use spec::{
+    Candidate, Deletion, InstanceType, Market, Report, Resource, ResourceKind, UserData, Vm, VmRef,
+    VmSpec,
+};
+
+use std::fmt::{Debug, Display};
+
+/// What every cloud must do. `Display` prints the provider's name as it stands in the settings
+/// (`aws`, `local`, …).
+///
+/// All four calls are idempotent and may be dropped at any await: whatever a dropped call made is
+/// found again by [`Provider::list`] and taken away by [`Provider::delete`].
+#[async_trait::async_trait]
+pub trait Provider: Debug + Display + Send + Sync {
+    /// Looks at credentials, image, network and types, and changes nothing.
+    ///
+    /// # Errors
+    /// Only when nothing could be looked at; what is missing is a line of the report.
+    async fn check(&self) -> Result<Report, Error>;
+
+    /// One attempt to make the VM `spec.name` at one place. Returns when the VM has an address.
+    /// Repeating the call with the same spec and candidate returns the same VM.
+    ///
+    /// # Errors
+    /// By [`Kind`]; after `Unavailable` the effect is unknown and the caller repeats or deletes.
+    /// A VM of that name that belongs to another sandbox is never adopted: `Kind::Invalid`.
+    async fn create(&self, spec: &VmSpec, candidate: &Candidate) -> Result<Vm, Error>;
+
+    /// Takes away the VM and everything made with it. Absent is [`Deletion::Gone`]; the native id
+    /// is a help, never needed.
+    ///
+    /// # Errors
+    /// By [`Kind`]; nothing is forgotten, the caller asks again.
+    async fn delete(&self, vm: &VmRef) -> Result<Deletion, Error>;
+
+    /// Everything that carries our installation's tag: VMs and left-over parts, complete.
+    ///
+    /// # Errors
+    /// A list that could not be completed is an error, never a shorter list.
+    async fn list(&self) -> Result<Vec<Resource>, Error>;
+}
