@@ -1,1 +1,3 @@
-//! x
+//! Everything that runs between the worker node and the pod VM, both ends.
+
+pub mod link;

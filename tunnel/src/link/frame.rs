@@ -1,0 +1,375 @@
+//! ttrpc frames, as kata shims and agents put them on the wire. Payloads stay bytes: only who is
+//! addressed is ever decoded, so methods and fields of a newer Kata pass untouched.
+//!
+//! ```text
+//!   ┌ length u32 ┬ stream u32 ┬ type u8 ┬ flags u8 ┐ payload …      all big-endian
+//!   └ payload only ┴ odd: client ┴ 1 request, 2 response, 3 data
+//! ```
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Bytes before the payload.
+pub const HEADER: usize = 10;
+/// Largest payload of the ttrpc protocol.
+pub const MAX_PAYLOAD: usize = 4 << 20;
+/// How much is read ahead into an idle connection's buffer.
+const READ_AHEAD: usize = 4 << 10;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// From the client.
+    Request,
+    /// From the server, ends a unary call.
+    Response,
+    /// Part of a stream.
+    Data,
+}
+
+impl Kind {
+    fn from_wire(value: u8) -> Option<Self> {
+        match value {
+            1 => Some(Self::Request),
+            2 => Some(Self::Response),
+            3 => Some(Self::Data),
+            _ => None,
+        }
+    }
+
+    fn to_wire(self) -> u8 {
+        match self {
+            Self::Request => 1,
+            Self::Response => 2,
+            Self::Data => 3,
+        }
+    }
+}
+
+/// A frame taken off the wire.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Stream id, never 0; odd ids belong to the client.
+    pub stream: u32,
+    /// What it is.
+    pub kind: Kind,
+    /// Flags, passed on as they came.
+    pub flags: u8,
+    /// At most [`MAX_PAYLOAD`] bytes.
+    pub payload: Bytes,
+}
+
+/// Why a connection cannot be read any further.
+#[derive(Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The header announces more than the protocol allows.
+    #[error("frame of {0} bytes announced, the limit is {MAX_PAYLOAD}")]
+    TooLong(usize),
+    /// A type that ttrpc does not have.
+    #[error("frame of unknown type {0}")]
+    UnknownType(u8),
+    /// Stream ids start at 1.
+    #[error("frame on stream 0")]
+    StreamZero,
+    /// The peer closed in the middle of a frame.
+    #[error("connection closed after {0} bytes of a frame")]
+    Cut(usize),
+    /// The rest of a frame did not come.
+    #[error("the rest of a frame did not come within {0:?}")]
+    Stalled(Duration),
+    /// The socket failed.
+    #[error("reading a frame: {0}")]
+    Io(#[from] std::io::Error),
+    /// A payload that is no ttrpc request.
+    #[error("request does not parse: {0}")]
+    Request(#[from] prost::DecodeError),
+}
+
+/// Takes frames off a byte stream. Its buffer grows with what is announced and checked, and goes
+/// back to nothing while the connection is idle.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    inner: R,
+    buffer: BytesMut,
+    stall: Option<Duration>,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads from `inner`. With `stall`, a frame that has begun must be whole within that time.
+    pub fn new(inner: R, stall: Option<Duration>) -> Self {
+        Self {
+            inner,
+            buffer: BytesMut::new(),
+            stall,
+        }
+    }
+
+    /// The next frame, or `None` at a clean end. Cancel-safe: what was read stays in the buffer.
+    ///
+    /// # Errors
+    /// When the peer breaks the protocol or the connection breaks; nothing more can be read then.
+    pub async fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        loop {
+            if let Some(frame) = self.take()? {
+                return Ok(Some(frame));
+            }
+            if self.buffer.is_empty() {
+                self.buffer = BytesMut::new();
+                if !self.fill().await? {
+                    return Ok(None);
+                }
+                continue;
+            }
+            let more = match self.stall {
+                Some(limit) => tokio::time::timeout(limit, self.fill())
+                    .await
+                    .map_err(|_| FrameError::Stalled(limit))??,
+                None => self.fill().await?,
+            };
+            if !more {
+                return Err(FrameError::Cut(self.buffer.len()));
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> Result<bool, FrameError> {
+        self.buffer.reserve(READ_AHEAD);
+        Ok(self.inner.read_buf(&mut self.buffer).await? > 0)
+    }
+
+    fn take(&mut self) -> Result<Option<Frame>, FrameError> {
+        let Some(header) = self.buffer.first_chunk::<HEADER>() else {
+            return Ok(None);
+        };
+        let [l0, l1, l2, l3, s0, s1, s2, s3, kind, flags] = *header;
+        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+        let stream = u32::from_be_bytes([s0, s1, s2, s3]);
+        if length > MAX_PAYLOAD {
+            return Err(FrameError::TooLong(length));
+        }
+        let kind = Kind::from_wire(kind).ok_or(FrameError::UnknownType(kind))?;
+        if stream == 0 {
+            return Err(FrameError::StreamZero);
+        }
+        if self.buffer.len() < HEADER + length {
+            // Only now, with the length checked, is memory set aside for it; it grows by what
+            // really arrives, so an announced length alone costs nothing.
+            return Ok(None);
+        }
+        let mut whole = self.buffer.split_to(HEADER + length);
+        let payload = whole.split_off(HEADER).freeze();
+        Ok(Some(Frame {
+            stream,
+            kind,
+            flags,
+            payload,
+        }))
+    }
+}
+
+impl Frame {
+    /// Appends the frame to `out`.
+    pub fn put(&self, out: &mut BytesMut) {
+        put_header(out, self.payload.len(), self.stream, self.kind, self.flags);
+        out.put_slice(&self.payload);
+    }
+
+    /// Writes the frame and flushes.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub async fn write<W: AsyncWrite + Unpin>(&self, to: &mut W) -> std::io::Result<()> {
+        let mut out = BytesMut::with_capacity(HEADER + self.payload.len());
+        self.put(&mut out);
+        to.write_all(&out).await?;
+        to.flush().await
+    }
+}
+
+fn put_header(out: &mut BytesMut, length: usize, stream: u32, kind: Kind, flags: u8) {
+    out.reserve(HEADER + length);
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    out.put_u32(stream);
+    out.put_u8(kind.to_wire());
+    out.put_u8(flags);
+}
+
+/// A ttrpc request; the call's own message stays bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// `grpc.AgentService`, `hypervisor.Hypervisor`, …
+    #[prost(string, tag = "1")]
+    pub service: String,
+    /// `CreateContainer`, …
+    #[prost(string, tag = "2")]
+    pub method: String,
+    /// The call's message.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub payload: Bytes,
+    /// Time left in nanoseconds; 0 is no deadline.
+    #[prost(int64, tag = "4")]
+    pub timeout_nano: i64,
+    /// Passed on untouched.
+    #[prost(message, repeated, tag = "5")]
+    pub metadata: Vec<KeyValue>,
+}
+
+/// A pair of a request's metadata.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct KeyValue {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// Text.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// A ttrpc response.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Response {
+    /// Absent is OK.
+    #[prost(message, optional, tag = "1")]
+    pub status: Option<Status>,
+    /// The call's message.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub payload: Bytes,
+}
+
+/// How a call ended.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Status {
+    /// google.rpc code.
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    /// For people.
+    #[prost(string, tag = "2")]
+    pub message: String,
+}
+
+impl Request {
+    /// Decodes a request frame's payload.
+    ///
+    /// # Errors
+    /// When it is no ttrpc request.
+    pub fn parse(payload: &Bytes) -> Result<Self, FrameError> {
+        Ok(<Self as prost::Message>::decode(payload.clone())?)
+    }
+
+    /// The request as a frame on `stream`.
+    pub fn frame(&self, stream: u32, flags: u8) -> Frame {
+        let payload = prost::Message::encode_to_vec(self).into();
+        Frame {
+            stream,
+            kind: Kind::Request,
+            flags,
+            payload,
+        }
+    }
+}
+
+impl Response {
+    /// An error answer.
+    pub fn error(code: i32, message: impl Into<String>) -> Self {
+        let status = Some(Status {
+            code,
+            message: message.into(),
+        });
+        Self {
+            status,
+            payload: Bytes::new(),
+        }
+    }
+
+    /// The response as a frame on `stream`.
+    pub fn frame(&self, stream: u32) -> Frame {
+        let payload = prost::Message::encode_to_vec(self).into();
+        Frame {
+            stream,
+            kind: Kind::Response,
+            flags: 0,
+            payload,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(bytes: &[u8]) -> Result<Option<Frame>, FrameError> {
+        FrameReader::new(bytes, Some(Duration::from_millis(50)))
+            .next()
+            .await
+    }
+
+    fn header(length: u32, stream: u32, kind: u8) -> Vec<u8> {
+        [&length.to_be_bytes()[..], &stream.to_be_bytes(), &[kind, 0]].concat()
+    }
+
+    #[tokio::test]
+    async fn a_frame_comes_back_as_it_went() {
+        let frame = Frame {
+            stream: 7,
+            kind: Kind::Data,
+            flags: 5,
+            payload: vec![9; 70_000].into(),
+        };
+        let mut wire = BytesMut::new();
+        frame.put(&mut wire);
+        frame.put(&mut wire);
+        let mut reader = FrameReader::new(&wire[..], None);
+        assert_eq!(reader.next().await.expect("read"), Some(frame.clone()));
+        assert_eq!(reader.next().await.expect("read"), Some(frame));
+        assert_eq!(reader.next().await.expect("read"), None);
+    }
+
+    #[tokio::test]
+    async fn a_giant_length_is_refused_before_it_costs_memory() {
+        let error = read(&header(u32::MAX, 1, 1)).await.expect_err("too long");
+        assert!(matches!(error, FrameError::TooLong(_)), "{error}");
+    }
+
+    #[tokio::test]
+    async fn unknown_type_and_stream_zero_are_refused() {
+        assert!(matches!(
+            read(&header(0, 1, 9)).await,
+            Err(FrameError::UnknownType(9))
+        ));
+        assert!(matches!(
+            read(&header(0, 0, 1)).await,
+            Err(FrameError::StreamZero)
+        ));
+    }
+
+    #[tokio::test]
+    async fn half_a_header_then_the_end_is_a_cut() {
+        assert!(matches!(read(&[0, 0, 0]).await, Err(FrameError::Cut(3))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_a_header_then_silence_stalls() {
+        let (mut near, far) = tokio::io::duplex(64);
+        near.write_all(&[0, 0, 0]).await.expect("write");
+        let mut reader = FrameReader::new(far, Some(Duration::from_secs(5)));
+        assert!(matches!(reader.next().await, Err(FrameError::Stalled(_))));
+    }
+
+    #[test]
+    fn a_request_keeps_what_it_carries() {
+        let request = Request {
+            service: "grpc.Future".into(),
+            method: "Unheard".into(),
+            payload: Bytes::from_static(b"\x0a\x03abc"),
+            timeout_nano: 3,
+            metadata: vec![KeyValue {
+                key: "k".into(),
+                value: "v".into(),
+            }],
+        };
+        let frame = request.frame(1, 0);
+        assert_eq!(Request::parse(&frame.payload).expect("parse"), request);
+    }
+}
