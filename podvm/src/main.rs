@@ -1,1 +1,3 @@
+//! The program in the pod VM.
+
 fn main() {}

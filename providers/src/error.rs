@@ -86,13 +86,7 @@ impl Error {
         kind: Kind,
         message: impl Into<String>,
     ) -> Self {
-        Self {
-            kind,
-            operation,
-            provider,
-            message: message.into(),
-            source: None,
-        }
+        Self { kind, operation, provider, message: message.into(), source: None }
     }
 
     /// The same with its cause.

@@ -15,11 +15,7 @@ pub struct VmName(String);
 impl VmName {
     /// The form people and upstream's tests know.
     pub fn first_form(pod: &str, sandbox: &str) -> Self {
-        Self(format!(
-            "podvm-{}-{}",
-            legal(pod, POD_MAX),
-            legal(sandbox, 8)
-        ))
+        Self(format!("podvm-{}-{}", legal(pod, POD_MAX), legal(sandbox, 8)))
     }
 
     /// The form for a name that is already taken by another sandbox: hashes installation and
@@ -57,13 +53,7 @@ fn legal(text: &str, max: usize) -> String {
     let mapped: String = text
         .chars()
         .map(|c| c.to_ascii_lowercase())
-        .map(|c| {
-            if c.is_ascii_lowercase() || c.is_ascii_digit() {
-                c
-            } else {
-                '-'
-            }
-        })
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
         .take(max)
         .collect();
     match mapped.trim_matches('-') {
@@ -85,19 +75,13 @@ mod tests {
     #[test]
     fn is_never_longer_than_every_cloud_takes() {
         let pod = "p".repeat(253);
-        assert_eq!(
-            VmName::first_form(&pod, &"f".repeat(64)).as_str().len(),
-            MAX
-        );
+        assert_eq!(VmName::first_form(&pod, &"f".repeat(64)).as_str().len(), MAX);
         assert!(VmName::second_form("inst", &pod, "s").as_str().len() <= MAX);
     }
 
     #[test]
     fn odd_ids_give_legal_names() {
         assert_eq!(VmName::first_form("---", "c1").as_str(), "podvm-x-c1");
-        assert_ne!(
-            VmName::second_form("a", "p", "s1"),
-            VmName::second_form("a", "p", "s2")
-        );
+        assert_ne!(VmName::second_form("a", "p", "s1"), VmName::second_form("a", "p", "s2"));
     }
 }

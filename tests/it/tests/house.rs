@@ -1,10 +1,6 @@
 //! The rules of the house that a machine can keep: which crate may use which, what stands at the
 //! top, and that versions stand in one file.
-#![allow(
-    clippy::disallowed_methods,
-    missing_docs,
-    reason = "a test that asks cargo"
-)]
+#![allow(clippy::disallowed_methods, missing_docs, reason = "a test that asks cargo")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -18,11 +14,7 @@ fn metadata() -> Value {
         .current_dir(top())
         .output()
         .expect("cargo runs");
-    assert!(
-        out.status.success(),
-        "{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON")
 }
 
@@ -48,10 +40,7 @@ fn edges(metadata: &Value) -> BTreeMap<String, BTreeSet<String>> {
 #[test]
 fn dependencies_run_one_way() {
     let allowed: BTreeMap<&str, &[&str]> = BTreeMap::from([
-        (
-            "peerpodd",
-            &["peerpod-providers", "peerpod-tunnel", "podvm"] as &[&str],
-        ),
+        ("peerpodd", &["peerpod-providers", "peerpod-tunnel", "podvm"] as &[&str]),
         ("peerpod-providers", &["peerpod-netlink"]),
         ("peerpod-tunnel", &["peerpod-netlink"]),
         ("podvm", &["peerpod-tunnel"]),
@@ -65,17 +54,11 @@ fn dependencies_run_one_way() {
                 .and_then(|all| all.iter().find(|p| p["name"] == package.as_str()))
                 .and_then(|p| p["manifest_path"].as_str())
                 .unwrap_or_default();
-            assert!(
-                at.contains("/tests/"),
-                "{package} is no test and has no place in the picture"
-            );
+            assert!(at.contains("/tests/"), "{package} is no test and has no place in the picture");
             continue;
         };
         for other in used {
-            assert!(
-                may.contains(&other.as_str()),
-                "{package} may not depend on {other}"
-            );
+            assert!(may.contains(&other.as_str()), "{package} may not depend on {other}");
         }
     }
 }
@@ -87,11 +70,7 @@ fn every_version_stands_in_the_root_manifest() {
         let path = package["manifest_path"].as_str().expect("path");
         let text = std::fs::read_to_string(path).expect("manifest");
         let root = path == top().join("Cargo.toml").to_str().expect("utf-8");
-        let own = if root {
-            text.split("[package]").nth(1).unwrap_or_default()
-        } else {
-            &text
-        };
+        let own = if root { text.split("[package]").nth(1).unwrap_or_default() } else { &text };
         let mut in_dependencies = false;
         for line in own.lines() {
             if line.starts_with('[') {
@@ -105,11 +84,7 @@ fn every_version_stands_in_the_root_manifest() {
 
 #[test]
 fn the_top_level_is_as_it_was_fixed() {
-    let out = Command::new("git")
-        .args(["ls-files"])
-        .current_dir(top())
-        .output()
-        .expect("git runs");
+    let out = Command::new("git").args(["ls-files"]).current_dir(top()).output().expect("git runs");
     let allowed = [
         "Cargo.toml",
         "Cargo.lock",

@@ -1,1 +1,19 @@
-//! x
+//! The kernel's network objects by netlink alone: namespaces, links, addresses, routes, neighbours
+//! and nftables. One short method per kernel operation, blocking (each takes well under a
+//! millisecond), on a socket that stays in the namespace it was made in. No program is executed.
+
+pub mod address;
+pub mod error;
+pub mod link;
+pub mod neighbour;
+pub mod netns;
+pub mod nft;
+pub mod route;
+mod socket;
+
+pub use error::Error;
+pub use link::{Link, Mac, NewLink, Vxlan};
+pub use neighbour::{Neighbour, NeighbourState};
+pub use netns::Netns;
+pub use route::{Protocol, Route, Scope};
+pub use socket::Handle;

@@ -51,11 +51,7 @@ impl<S: AsyncRead + AsyncWrite> Caller<S> {
     /// Speaks over `stream`.
     pub fn new(stream: S) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Self {
-            reader: FrameReader::new(reader, None),
-            writer,
-            stream: 1,
-        }
+        Self { reader: FrameReader::new(reader, None), writer, stream: 1 }
     }
 
     /// Calls and waits for the answer's payload. The caller bounds the time.
@@ -84,12 +80,7 @@ impl<S: AsyncRead + AsyncWrite> Caller<S> {
             let frame = frame.map_err(|source| CallError::Receive { method, source })?;
             match frame {
                 None => return Err(CallError::Closed(method)),
-                Some(Frame {
-                    stream: s,
-                    kind: Kind::Response,
-                    payload,
-                    ..
-                }) if s == stream => {
+                Some(Frame { stream: s, kind: Kind::Response, payload, .. }) if s == stream => {
                     return answer(method, payload);
                 }
                 Some(_) => {}
@@ -102,28 +93,18 @@ impl<S: AsyncRead + AsyncWrite> Caller<S> {
     /// # Errors
     /// As [`Caller::call`].
     pub async fn check(&mut self) -> Result<(), CallError> {
-        self.call("grpc.Health", "Check", Bytes::new())
-            .await
-            .map(drop)
+        self.call("grpc.Health", "Check", Bytes::new()).await.map(drop)
     }
 }
 
 fn answer(method: &'static str, payload: Bytes) -> Result<Bytes, CallError> {
-    let response =
-        <Response as prost::Message>::decode(payload).map_err(|e| CallError::Receive {
-            method,
-            source: e.into(),
-        })?;
+    let response = <Response as prost::Message>::decode(payload)
+        .map_err(|e| CallError::Receive { method, source: e.into() })?;
     match response.status {
         Some(status) if status.code != 0 => Err(CallError::Refused {
             method,
             code: status.code,
-            message: status
-                .message
-                .chars()
-                .filter(|c| !c.is_control())
-                .take(300)
-                .collect(),
+            message: status.message.chars().filter(|c| !c.is_control()).take(300).collect(),
         }),
         _ => Ok(response.payload),
     }

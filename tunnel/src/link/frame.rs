@@ -99,11 +99,7 @@ pub struct FrameReader<R> {
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads from `inner`. With `stall`, a frame that has begun must be whole within that time.
     pub fn new(inner: R, stall: Option<Duration>) -> Self {
-        Self {
-            inner,
-            buffer: BytesMut::new(),
-            stall,
-        }
+        Self { inner, buffer: BytesMut::new(), stall }
     }
 
     /// The next frame, or `None` at a clean end. Cancel-safe: what was read stays in the buffer.
@@ -160,12 +156,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
         let mut whole = self.buffer.split_to(HEADER + length);
         let payload = whole.split_off(HEADER).freeze();
-        Ok(Some(Frame {
-            stream,
-            kind,
-            flags,
-            payload,
-        }))
+        Ok(Some(Frame { stream, kind, flags, payload }))
     }
 }
 
@@ -261,37 +252,21 @@ impl Request {
     /// The request as a frame on `stream`.
     pub fn frame(&self, stream: u32, flags: u8) -> Frame {
         let payload = prost::Message::encode_to_vec(self).into();
-        Frame {
-            stream,
-            kind: Kind::Request,
-            flags,
-            payload,
-        }
+        Frame { stream, kind: Kind::Request, flags, payload }
     }
 }
 
 impl Response {
     /// An error answer.
     pub fn error(code: i32, message: impl Into<String>) -> Self {
-        let status = Some(Status {
-            code,
-            message: message.into(),
-        });
-        Self {
-            status,
-            payload: Bytes::new(),
-        }
+        let status = Some(Status { code, message: message.into() });
+        Self { status, payload: Bytes::new() }
     }
 
     /// The response as a frame on `stream`.
     pub fn frame(&self, stream: u32) -> Frame {
         let payload = prost::Message::encode_to_vec(self).into();
-        Frame {
-            stream,
-            kind: Kind::Response,
-            flags: 0,
-            payload,
-        }
+        Frame { stream, kind: Kind::Response, flags: 0, payload }
     }
 }
 
@@ -300,9 +275,7 @@ mod tests {
     use super::*;
 
     async fn read(bytes: &[u8]) -> Result<Option<Frame>, FrameError> {
-        FrameReader::new(bytes, Some(Duration::from_millis(50)))
-            .next()
-            .await
+        FrameReader::new(bytes, Some(Duration::from_millis(50))).next().await
     }
 
     fn header(length: u32, stream: u32, kind: u8) -> Vec<u8> {
@@ -311,12 +284,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_frame_comes_back_as_it_went() {
-        let frame = Frame {
-            stream: 7,
-            kind: Kind::Data,
-            flags: 5,
-            payload: vec![9; 70_000].into(),
-        };
+        let frame =
+            Frame { stream: 7, kind: Kind::Data, flags: 5, payload: vec![9; 70_000].into() };
         let mut wire = BytesMut::new();
         frame.put(&mut wire);
         frame.put(&mut wire);
@@ -334,14 +303,8 @@ mod tests {
 
     #[tokio::test]
     async fn unknown_type_and_stream_zero_are_refused() {
-        assert!(matches!(
-            read(&header(0, 1, 9)).await,
-            Err(FrameError::UnknownType(9))
-        ));
-        assert!(matches!(
-            read(&header(0, 0, 1)).await,
-            Err(FrameError::StreamZero)
-        ));
+        assert!(matches!(read(&header(0, 1, 9)).await, Err(FrameError::UnknownType(9))));
+        assert!(matches!(read(&header(0, 0, 1)).await, Err(FrameError::StreamZero)));
     }
 
     #[tokio::test]
@@ -364,10 +327,7 @@ mod tests {
             method: "Unheard".into(),
             payload: Bytes::from_static(b"\x0a\x03abc"),
             timeout_nano: 3,
-            metadata: vec![KeyValue {
-                key: "k".into(),
-                value: "v".into(),
-            }],
+            metadata: vec![KeyValue { key: "k".into(), value: "v".into() }],
         };
         let frame = request.frame(1, 0);
         assert_eq!(Request::parse(&frame.payload).expect("parse"), request);

@@ -101,23 +101,13 @@ impl Profile {
             return Ok(Arc::new(provider));
         }
         // As in Go's TLS, a list of suites speaks of 1.2 only; those of 1.3 stay.
-        let mut chosen: Vec<SupportedCipherSuite> = provider
-            .cipher_suites
-            .iter()
-            .filter(|s| s.tls13().is_some())
-            .copied()
-            .collect();
+        let mut chosen: Vec<SupportedCipherSuite> =
+            provider.cipher_suites.iter().filter(|s| s.tls13().is_some()).copied().collect();
         for name in &self.cipher_suites {
-            let found = provider
-                .cipher_suites
-                .iter()
-                .find(|s| iana_name(s.suite()) == *name);
+            let found = provider.cipher_suites.iter().find(|s| iana_name(s.suite()) == *name);
             let Some(found) = found else {
-                let known: Vec<_> = provider
-                    .cipher_suites
-                    .iter()
-                    .map(|s| iana_name(s.suite()))
-                    .collect();
+                let known: Vec<_> =
+                    provider.cipher_suites.iter().map(|s| iana_name(s.suite())).collect();
                 return Err(TlsError::Suite(name.clone(), known.join(", ")));
             };
             if found.tls13().is_none() {
@@ -165,10 +155,7 @@ impl ClientTls {
             .with_protocol_versions(versions)?
             .dangerous()
             .with_custom_certificate_verifier(self.verifier(&provider)?);
-        let mut config = match (
-            self.client_cert_pem.is_empty(),
-            self.client_key_pem.is_empty(),
-        ) {
+        let mut config = match (self.client_cert_pem.is_empty(), self.client_key_pem.is_empty()) {
             (true, true) => builder.with_no_client_auth(),
             (false, false) => builder.with_client_auth_cert(
                 certificates("client certificate", &self.client_cert_pem)?,
@@ -201,9 +188,7 @@ impl ClientTls {
             (false, false) => {
                 let roots = Arc::new(anchors("CA certificate", &self.ca_pem)?);
                 let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
-                Ok(verifier
-                    .build()
-                    .map_err(|e| TlsError::Verifier(e.to_string()))?)
+                Ok(verifier.build().map_err(|e| TlsError::Verifier(e.to_string()))?)
             }
         }
     }
@@ -237,9 +222,7 @@ impl ServerTls {
             let roots = Arc::new(anchors("tls-client-ca", &self.client_ca_pem)?);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
             builder.with_client_cert_verifier(
-                verifier
-                    .build()
-                    .map_err(|e| TlsError::Verifier(e.to_string()))?,
+                verifier.build().map_err(|e| TlsError::Verifier(e.to_string()))?,
             )
         };
         let mut config = builder.with_single_cert(
@@ -258,11 +241,7 @@ pub fn install_ring() {
 }
 
 fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let bad = |reason: String| TlsError::Pem {
-        what,
-        kind: "certificate",
-        reason,
-    };
+    let bad = |reason: String| TlsError::Pem { what, kind: "certificate", reason };
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     match all {
         Ok(all) if all.is_empty() => Err(bad("it holds no certificate".to_owned())),

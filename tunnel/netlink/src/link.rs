@@ -1,0 +1,338 @@
+//! Links: make, find, change, move, delete.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::str::FromStr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+
+use crate::{Error, Handle, Netns};
+
+/// An Ethernet address.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Mac {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || format!("{text:?} is not a MAC address such as 02:00:00:00:00:01");
+        let mut mac = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut mac {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(bad)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
+        }
+        if parts.next().is_some() { Err(bad()) } else { Ok(Self(mac)) }
+    }
+}
+
+/// A link as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Number in its namespace.
+    pub index: u32,
+    /// Name in its namespace.
+    pub name: String,
+    /// Its Ethernet address, if it has one.
+    pub mac: Option<Mac>,
+    /// Bytes of an IP packet it carries.
+    pub mtu: u32,
+    /// Administratively up.
+    pub up: bool,
+    /// Free text; our owner mark.
+    pub alias: Option<String>,
+    /// `vxlan`, `veth`, `bridge`, …
+    pub kind: Option<String>,
+    /// Tunnel values, for a VXLAN link.
+    pub vxlan: Option<Vxlan>,
+    /// The bridge it belongs to.
+    pub master: Option<u32>,
+    /// Packets received and sent.
+    pub packets: (u64, u64),
+    /// Bytes received and sent.
+    pub bytes: (u64, u64),
+}
+
+/// What a VXLAN link is made of. Learning is always off and the UDP checksum on: a zero checksum
+/// defeats receive aggregation, and learning lets any sender redirect the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vxlan {
+    /// Network id, 24 bits.
+    pub vni: u32,
+    /// The other end.
+    pub remote: IpAddr,
+    /// UDP port.
+    pub port: u16,
+}
+
+/// A link to be made.
+#[derive(Clone, Debug)]
+pub enum NewLink<'a> {
+    /// A pair; the peer may start in another namespace.
+    Veth {
+        /// Name here.
+        name: &'a str,
+        /// Name of the other end.
+        peer: &'a str,
+        /// Where the other end starts, if not here.
+        peer_netns: Option<&'a Netns>,
+    },
+    /// A bridge without spanning tree.
+    Bridge {
+        /// Name here.
+        name: &'a str,
+    },
+    /// A VXLAN tunnel end.
+    Vxlan {
+        /// Name here.
+        name: &'a str,
+        /// Its values.
+        vxlan: Vxlan,
+        /// Owner mark, written in the same request.
+        alias: &'a str,
+    },
+}
+
+impl Handle {
+    /// Makes a link, down.
+    ///
+    /// # Errors
+    /// `is_exists` when the name, or the (VNI, port) of a VXLAN link, is taken.
+    pub fn add_link(&self, new: &NewLink<'_>) -> Result<(), Error> {
+        let (name, attributes) = describe(new);
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        message.attributes.extend(attributes);
+        let operation = format!("add link {name}");
+        self.request(&operation, Message::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)?;
+        // The alias of a new link is ignored by the kernel, so it needs a request of its own.
+        if let NewLink::Vxlan { name, alias, .. } = new {
+            self.set_alias(name, alias)?;
+        }
+        Ok(())
+    }
+
+    /// All links of the namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn links(&self) -> Result<Vec<Link>, Error> {
+        let answer = self.dump("list links", Message::GetLink(LinkMessage::default()))?;
+        Ok(answer.into_iter().filter_map(read).collect())
+    }
+
+    /// The link of that name.
+    ///
+    /// # Errors
+    /// [`Error::NoLink`] when there is none.
+    pub fn link(&self, name: &str) -> Result<Link, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.get(&format!("get link {name}"), Message::GetLink(message)) {
+            Ok(answer) => {
+                let found = answer.into_iter().find_map(read);
+                found.ok_or_else(|| Error::NoLink(name.to_owned()))
+            }
+            Err(e) if e.is_absent() => Err(Error::NoLink(name.to_owned())),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Deletes the link. Absent is success.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn delete_link(&self, name: &str) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        match self.request(&format!("delete link {name}"), Message::DelLink(message), 0) {
+            Err(e) if !e.is_absent() => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets the link up or down.
+    ///
+    /// # Errors
+    /// When there is no such link or the kernel refuses.
+    pub fn set_up(&self, name: &str, up: bool) -> Result<(), Error> {
+        let mut message = self.named(name)?;
+        message.header.change_mask = LinkFlags::Up;
+        message.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        self.set(&format!("set link {name} {}", if up { "up" } else { "down" }), message)
+    }
+
+    /// Sets the MTU, in bytes of IP packet.
+    ///
+    /// # Errors
+    /// As [`Handle::set_up`].
+    pub fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), Error> {
+        self.change(name, &format!("set mtu of {name} to {mtu}"), LinkAttribute::Mtu(mtu))
+    }
+
+    /// Sets the Ethernet address.
+    ///
+    /// # Errors
+    /// As [`Handle::set_up`].
+    pub fn set_mac(&self, name: &str, mac: Mac) -> Result<(), Error> {
+        let what = format!("set address of {name} to {mac}");
+        self.change(name, &what, LinkAttribute::Address(mac.0.to_vec()))
+    }
+
+    /// Sets the free text.
+    ///
+    /// # Errors
+    /// As [`Handle::set_up`].
+    pub fn set_alias(&self, name: &str, alias: &str) -> Result<(), Error> {
+        self.change(name, &format!("mark {name}"), LinkAttribute::IfAlias(alias.to_owned()))
+    }
+
+    /// Puts the link under a bridge.
+    ///
+    /// # Errors
+    /// As [`Handle::set_up`].
+    pub fn set_master(&self, name: &str, bridge: &str) -> Result<(), Error> {
+        let bridge = self.link(bridge)?;
+        let what = format!("put {name} under {}", bridge.name);
+        self.change(name, &what, LinkAttribute::Controller(bridge.index))
+    }
+
+    /// Gives the link another name; it must be down.
+    ///
+    /// # Errors
+    /// As [`Handle::set_up`].
+    pub fn rename(&self, name: &str, to: &str) -> Result<(), Error> {
+        self.change(name, &format!("rename {name} to {to}"), LinkAttribute::IfName(to.to_owned()))
+    }
+
+    /// Moves the link to another namespace, under a new name there.
+    ///
+    /// # Errors
+    /// `is_exists` when the name is taken there.
+    pub fn move_link(&self, name: &str, netns: &Netns, to: &str) -> Result<(), Error> {
+        let mut message = self.named(name)?;
+        message.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+        message.attributes.push(LinkAttribute::IfName(to.to_owned()));
+        let what = format!("move {name} to {} as {to}", netns.path().display());
+        self.set(&what, message)
+    }
+
+    fn change(&self, name: &str, what: &str, attribute: LinkAttribute) -> Result<(), Error> {
+        let mut message = self.named(name)?;
+        message.attributes.push(attribute);
+        self.set(what, message)
+    }
+
+    fn set(&self, what: &str, message: LinkMessage) -> Result<(), Error> {
+        self.request(what, Message::SetLink(message), 0)
+    }
+
+    fn named(&self, name: &str) -> Result<LinkMessage, Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.link(name)?.index;
+        Ok(message)
+    }
+}
+
+fn describe<'a>(new: &NewLink<'a>) -> (&'a str, Vec<LinkAttribute>) {
+    match new {
+        NewLink::Bridge { name } => {
+            (*name, vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)])])
+        }
+        NewLink::Veth { name, peer, peer_netns } => {
+            let mut other = LinkMessage::default();
+            other.attributes.push(LinkAttribute::IfName((*peer).to_owned()));
+            if let Some(netns) = peer_netns {
+                other.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+            }
+            let data = InfoData::Veth(InfoVeth::Peer(other));
+            let info = vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(data)];
+            (*name, vec![LinkAttribute::LinkInfo(info)])
+        }
+        NewLink::Vxlan { name, vxlan, .. } => {
+            let mut data = vec![
+                InfoVxlan::Id(vxlan.vni),
+                InfoVxlan::Port(vxlan.port),
+                InfoVxlan::Learning(false),
+                InfoVxlan::UDPCsum(true),
+            ];
+            data.extend(match vxlan.remote {
+                IpAddr::V4(a) => [InfoVxlan::Group(a), InfoVxlan::UDPZeroCsumTX(false)],
+                IpAddr::V6(a) => [InfoVxlan::Group6(a), InfoVxlan::UDPZeroCsumTX(false)],
+            });
+            let data = InfoData::Vxlan(data);
+            let info = vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)];
+            (*name, vec![LinkAttribute::LinkInfo(info)])
+        }
+    }
+}
+
+fn read(message: Message) -> Option<Link> {
+    let Message::NewLink(message) = message else {
+        return None;
+    };
+    let mut link = Link {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..Link::default()
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
+            LinkAttribute::Controller(index) => link.master = Some(index),
+            LinkAttribute::Address(bytes) => link.mac = bytes.try_into().ok().map(Mac),
+            LinkAttribute::Stats64(stats) => {
+                link.packets = (stats.rx_packets, stats.tx_packets);
+                link.bytes = (stats.rx_bytes, stats.tx_bytes);
+            }
+            LinkAttribute::LinkInfo(infos) => read_info(infos, &mut link),
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn read_info(infos: Vec<LinkInfo>, link: &mut Link) {
+    for info in infos {
+        match info {
+            LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
+            LinkInfo::Data(InfoData::Vxlan(data)) => {
+                let (mut vni, mut remote, mut port) = (None, None, None);
+                for item in data {
+                    match item {
+                        InfoVxlan::Id(id) => vni = Some(id),
+                        InfoVxlan::Group(a) => remote = Some(IpAddr::V4(a)),
+                        InfoVxlan::Group6(a) => remote = Some(IpAddr::V6(a)),
+                        InfoVxlan::Port(p) => port = Some(p),
+                        _ => {}
+                    }
+                }
+                if let (Some(vni), Some(remote), Some(port)) = (vni, remote, port) {
+                    link.vxlan = Some(Vxlan { vni, remote, port });
+                }
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Neighbour entries (ARP, ND).
+
+use std::net::IpAddr;
+
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage as Message;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState as KernelState,
+};
+
+use crate::address::family;
+use crate::{Error, Handle, Mac};
+
+/// State of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NeighbourState {
+    /// Never forgotten.
+    Permanent,
+    /// Anything else.
+    Other(u16),
+}
+
+/// An entry of the neighbour table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Whom.
+    pub ip: IpAddr,
+    /// At which address; absent while unknown.
+    pub mac: Option<Mac>,
+    /// Index of the link.
+    pub index: u32,
+    /// How sure.
+    pub state: NeighbourState,
+}
+
+impl Handle {
+    /// Adds or replaces a permanent entry.
+    ///
+    /// # Errors
+    /// When there is no such link or the kernel refuses.
+    pub fn add_neighbour(&self, name: &str, ip: IpAddr, mac: Mac) -> Result<(), Error> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(ip);
+        message.header.ifindex = self.link(name)?.index;
+        message.header.state = KernelState::Permanent;
+        message.attributes.push(NeighbourAttribute::Destination(match ip {
+            IpAddr::V4(a) => NeighbourAddress::Inet(a),
+            IpAddr::V6(a) => NeighbourAddress::Inet6(a),
+        }));
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let what = format!("add neighbour {ip} {mac} on {name}");
+        self.request(&what, Message::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE)
+    }
+
+    /// All entries of the namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn neighbours(&self) -> Result<Vec<Neighbour>, Error> {
+        let answer =
+            self.dump("list neighbours", Message::GetNeighbour(NeighbourMessage::default()))?;
+        Ok(answer.into_iter().filter_map(read).collect())
+    }
+}
+
+fn read(message: Message) -> Option<Neighbour> {
+    let Message::NewNeighbour(message) = message else {
+        return None;
+    };
+    let (mut ip, mut mac) = (None, None);
+    for attribute in message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => ip = Some(a.into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => ip = Some(a.into()),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.try_into().ok().map(Mac),
+            _ => {}
+        }
+    }
+    let state = match message.header.state {
+        KernelState::Permanent => NeighbourState::Permanent,
+        other => NeighbourState::Other(other.into()),
+    };
+    Some(Neighbour { ip: ip?, mac, index: message.header.ifindex, state })
+}

@@ -1,0 +1,119 @@
+//! Reading back: which tables, rules, counters and set elements are there.
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use super::attribute::{find, text, u64_be, walk};
+use super::batch::{Family, Table};
+use crate::Error;
+use crate::socket::{self, error_code, messages, type_of};
+
+/// What a rule has counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Looks at the tables of the calling thread's namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct Nft;
+
+const GET_TABLE: u16 = 0x0a01;
+const GET_RULE: u16 = 0x0a07;
+const GET_ELEMENT: u16 = 0x0a0d;
+const DONE: u16 = 3;
+
+impl Nft {
+    /// Names of the tables of a family.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn tables(family: Family) -> Result<Vec<String>, Error> {
+        let answer = dump("list tables", GET_TABLE, family, &[])?;
+        Ok(answer.iter().filter_map(|m| find(m, 1)).map(text).collect())
+    }
+
+    /// The counters of a chain's rules, in order; 0 for a rule without a counter.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn counters(table: Table<'_>, chain: &str) -> Result<Vec<Counter>, Error> {
+        let body = super::attribute::Attributes::default().text(1, table.name).text(2, chain);
+        let answer = dump("list rules", GET_RULE, table.family, &body.0)?;
+        let ours = answer.iter().filter(|m| {
+            find(m, 1).map(text).as_deref() == Some(table.name)
+                && find(m, 2).map(text).as_deref() == Some(chain)
+        });
+        Ok(ours.map(|m| counter_of(m)).collect())
+    }
+
+    /// The keys of a set, each with its comment. An absent set is empty.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn elements(table: Table<'_>, set: &str) -> Result<Vec<(Vec<u8>, String)>, Error> {
+        let body = super::attribute::Attributes::default().text(1, table.name).text(2, set);
+        let answer = match dump("list elements", GET_ELEMENT, table.family, &body.0) {
+            Err(e) if e.is_absent() => return Ok(Vec::new()),
+            other => other?,
+        };
+        let lists = answer.iter().filter_map(|m| find(m, 3));
+        Ok(lists.flat_map(walk).filter_map(|(_, element)| element_of(element)).collect())
+    }
+}
+
+fn element_of(element: &[u8]) -> Option<(Vec<u8>, String)> {
+    let key = find(find(element, 1)?, 1)?.to_vec();
+    let comment = find(element, 6).and_then(|data| data.get(2..)).map(text).unwrap_or_default();
+    Some((key, comment))
+}
+
+fn counter_of(rule: &[u8]) -> Counter {
+    let expressions = find(rule, 4).unwrap_or_default();
+    walk(expressions)
+        .find(|(_, e)| find(e, 1).map(text).as_deref() == Some("counter"))
+        .and_then(|(_, e)| {
+            let data = find(e, 2)?;
+            Some(Counter {
+                bytes: find(data, 1).and_then(u64_be)?,
+                packets: find(data, 2).and_then(u64_be)?,
+            })
+        })
+        .unwrap_or_default()
+}
+
+/// Sends a dump request and gives the attributes of every answer.
+fn dump(what: &str, kind: u16, family: Family, body: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+    const REQUEST_DUMP: u16 = 0x1 | 0x300;
+    let socket = socket::open(NETLINK_NETFILTER)?;
+    let length = u32::try_from(20 + body.len()).unwrap_or(u32::MAX);
+    let mut bytes = Vec::with_capacity(20 + body.len());
+    bytes.extend_from_slice(&length.to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    bytes.extend_from_slice(&1u32.to_ne_bytes());
+    bytes.extend_from_slice(&0u32.to_ne_bytes());
+    bytes.extend_from_slice(&[family as u8, 0, 0, 0]);
+    bytes.extend_from_slice(body);
+    socket.send(&bytes, 0).map_err(|e| socket::kernel(what, e, None))?;
+    let mut found = Vec::new();
+    loop {
+        let (bytes, _) = socket.recv_from_full().map_err(Error::Socket)?;
+        for raw in messages(&bytes) {
+            if let Some(code) = error_code(raw) {
+                let source = std::io::Error::from_raw_os_error(-code);
+                return if code == 0 {
+                    Ok(found)
+                } else {
+                    Err(socket::kernel(what, source, socket::extended_ack(raw)))
+                };
+            }
+            if type_of(raw) == DONE {
+                return Ok(found);
+            }
+            found.push(raw.get(20..).unwrap_or_default().to_vec());
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! nftables by netlink: one atomic batch makes or unmakes everything, so that no packet ever meets
+//! half a filter.
+//!
+//! ```text
+//!   Batch::new() .table(…) .chain(…) .set(…) .rule(…)  ──send──▶ all of it, or an error and nothing
+//! ```
+
+mod attribute;
+mod batch;
+mod dump;
+pub mod expression;
+
+pub use batch::{Batch, Chain, Family, Hook, Set, Table};
+pub use dump::{Counter, Nft};
