@@ -9,5 +9,6 @@ pub mod call;
 pub mod frame;
 pub mod secret;
 pub mod tls;
+pub mod wire;
 
 pub use secret::Secret;
