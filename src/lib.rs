@@ -1,1 +1,3 @@
-//! x
+//! The daemon `peerpodd` as a library, so that its parts can be tested and put together.
+
+pub mod proto;
