@@ -1,3 +1,4 @@
 //! The daemon `peerpodd` as a library, so that its parts can be tested and put together.
 
 pub mod proto;
+pub mod relay;

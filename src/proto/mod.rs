@@ -28,6 +28,12 @@ pub mod relay {
 
     /// Version of this API; both sides say theirs first, another one is refused.
     pub const API: u32 = 1;
+
+    impl std::fmt::Debug for Tls {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Tls").field("server_name", &self.server_name).finish_non_exhaustive()
+        }
+    }
 }
 
 #[cfg(test)]

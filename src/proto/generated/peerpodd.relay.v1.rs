@@ -50,6 +50,7 @@ pub struct ConnectReply {
 }
 /// Absent: plain text, only with the setting that turns TLS off.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct Tls {
     #[prost(string, tag = "1")]
     pub server_name: ::prost::alloc::string::String,
@@ -85,6 +86,39 @@ pub struct ListRequest {}
 pub struct ListReply {
     #[prost(message, repeated, tag = "1")]
     pub sandboxes: ::prost::alloc::vec::Vec<Held>,
+    #[prost(message, optional, tag = "2")]
+    pub totals: ::core::option::Option<Totals>,
+}
+/// Counters since the relay's start, and gauges.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Totals {
+    #[prost(uint64, tag = "1")]
+    pub agent_connections_accepted: u64,
+    #[prost(uint64, tag = "2")]
+    pub hypervisor_connections_accepted: u64,
+    /// Peers turned away for their user id.
+    #[prost(uint64, tag = "3")]
+    pub peers_refused: u64,
+    #[prost(uint64, tag = "4")]
+    pub links_made: u64,
+    #[prost(uint64, tag = "5")]
+    pub links_failed: u64,
+    #[prost(uint64, tag = "6")]
+    pub bytes_to_vm: u64,
+    #[prost(uint64, tag = "7")]
+    pub bytes_to_shim: u64,
+    /// Hypervisor requests passed on, and those of them sent again after the node process had gone.
+    #[prost(uint64, tag = "8")]
+    pub requests: u64,
+    #[prost(uint64, tag = "9")]
+    pub requests_replayed: u64,
+    /// Now: hypervisor requests without an answer, agent requests that wait for an edit.
+    #[prost(uint64, tag = "10")]
+    pub requests_held: u64,
+    #[prost(uint64, tag = "11")]
+    pub edits_held: u64,
+    #[prost(uint64, tag = "12")]
+    pub attaches: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Held {
@@ -135,6 +169,10 @@ pub struct Attached {
     /// Socket the node process serves the hypervisor API on.
     #[prost(string, tag = "3")]
     pub node_socket: ::prost::alloc::string::String,
+    /// Random, one per node process: the same one again keeps the connections to node_socket, another
+    /// one has unanswered requests sent to it anew.
+    #[prost(uint64, tag = "4")]
+    pub instance: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EditReply {
@@ -193,6 +231,7 @@ pub struct ShimGone {
     #[prost(string, tag = "1")]
     pub sandbox: ::prost::alloc::string::String,
 }
+/// given_up: the break lasted longer than give_up_ms, nothing more is tried for this connection.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LinkDown {
     #[prost(string, tag = "1")]
