@@ -1,4 +1,6 @@
 //! The daemon `peerpodd` as a library, so that its parts can be tested and put together.
 
+pub mod config;
 pub mod proto;
 pub mod relay;
+pub mod shutdown;
