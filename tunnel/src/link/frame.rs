@@ -48,6 +48,46 @@ impl Kind {
     }
 }
 
+/// The ten bytes before a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Bytes of the payload, at most [`MAX_PAYLOAD`].
+    pub length: usize,
+    /// Stream id, never 0; odd ids belong to the client.
+    pub stream: u32,
+    /// What the frame is.
+    pub kind: Kind,
+    /// Flags, passed on as they came.
+    pub flags: u8,
+}
+
+impl Header {
+    /// Reads and checks a header.
+    ///
+    /// # Errors
+    /// When the peer breaks the protocol.
+    pub fn parse(bytes: &[u8; HEADER]) -> Result<Self, FrameError> {
+        let [l0, l1, l2, l3, s0, s1, s2, s3, kind, flags] = *bytes;
+        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+        let stream = u32::from_be_bytes([s0, s1, s2, s3]);
+        if length > MAX_PAYLOAD {
+            return Err(FrameError::TooLong(length));
+        }
+        let kind = Kind::from_wire(kind).ok_or(FrameError::UnknownType(kind))?;
+        if stream == 0 {
+            return Err(FrameError::StreamZero);
+        }
+        Ok(Self { length, stream, kind, flags })
+    }
+
+    /// The bytes on the wire.
+    pub fn bytes(&self) -> [u8; HEADER] {
+        let [l0, l1, l2, l3] = u32::try_from(self.length).unwrap_or(u32::MAX).to_be_bytes();
+        let [s0, s1, s2, s3] = self.stream.to_be_bytes();
+        [l0, l1, l2, l3, s0, s1, s2, s3, self.kind.to_wire(), self.flags]
+    }
+}
+
 /// A frame taken off the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -82,6 +122,9 @@ pub enum FrameError {
     /// The socket failed.
     #[error("reading a frame: {0}")]
     Io(#[from] std::io::Error),
+    /// A request that names another method once its payload has gone by.
+    #[error("request names its method again behind its payload")]
+    NamedTwice,
     /// A payload that is no ttrpc request.
     #[error("request does not parse: {0}")]
     Request(#[from] prost::DecodeError),
@@ -139,16 +182,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         let Some(header) = self.buffer.first_chunk::<HEADER>() else {
             return Ok(None);
         };
-        let [l0, l1, l2, l3, s0, s1, s2, s3, kind, flags] = *header;
-        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
-        let stream = u32::from_be_bytes([s0, s1, s2, s3]);
-        if length > MAX_PAYLOAD {
-            return Err(FrameError::TooLong(length));
-        }
-        let kind = Kind::from_wire(kind).ok_or(FrameError::UnknownType(kind))?;
-        if stream == 0 {
-            return Err(FrameError::StreamZero);
-        }
+        let Header { length, stream, kind, flags } = Header::parse(header)?;
         if self.buffer.len() < HEADER + length {
             // Only now, with the length checked, is memory set aside for it; it grows by what
             // really arrives, so an announced length alone costs nothing.
@@ -163,7 +197,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 impl Frame {
     /// Appends the frame to `out`.
     pub fn put(&self, out: &mut BytesMut) {
-        put_header(out, self.payload.len(), self.stream, self.kind, self.flags);
+        let Self { stream, kind, flags, .. } = *self;
+        let header = Header { length: self.payload.len(), stream, kind, flags };
+        out.reserve(HEADER + header.length);
+        out.put_slice(&header.bytes());
         out.put_slice(&self.payload);
     }
 
@@ -177,14 +214,6 @@ impl Frame {
         to.write_all(&out).await?;
         to.flush().await
     }
-}
-
-fn put_header(out: &mut BytesMut, length: usize, stream: u32, kind: Kind, flags: u8) {
-    out.reserve(HEADER + length);
-    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    out.put_u32(stream);
-    out.put_u8(kind.to_wire());
-    out.put_u8(flags);
 }
 
 /// A ttrpc request; the call's own message stays bytes.

@@ -7,6 +7,7 @@
 
 pub mod call;
 pub mod frame;
+pub mod gate;
 pub mod secret;
 pub mod tls;
 pub mod wire;

@@ -17,7 +17,7 @@ pub struct Field<'a> {
     pub raw: &'a [u8],
 }
 
-const LENGTH_DELIMITED: u64 = 2;
+pub(super) const LENGTH_DELIMITED: u64 = 2;
 
 /// Takes a message apart.
 ///
@@ -49,7 +49,7 @@ pub fn fields(message: &[u8]) -> Result<Vec<Field<'_>>, WireError> {
     Ok(found)
 }
 
-fn varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
+pub(super) fn varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
         let byte = *bytes.get(*at)?;
