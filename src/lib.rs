@@ -1,6 +1,8 @@
 //! The daemon `peerpodd` as a library, so that its parts can be tested and put together.
 
 pub mod config;
+pub mod hypervisor;
 pub mod proto;
 pub mod relay;
+pub mod request;
 pub mod shutdown;
