@@ -2,6 +2,8 @@
 
 pub mod config;
 pub mod hypervisor;
+pub mod pod;
+pub mod pods;
 pub mod proto;
 pub mod relay;
 pub mod request;

@@ -1,0 +1,7 @@
+//! The life of one pod.
+
+pub mod phase;
+pub mod record;
+#[cfg(test)]
+pub(crate) mod samples;
+pub mod world;

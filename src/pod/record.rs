@@ -1,0 +1,238 @@
+//! What is known of a pod, as it stands on disk: enough to take it up again after any crash.
+//!
+//! Saved before each act, so the disk always overstates. The VM stands apart from the pod
+//! ([`Machine`]), since a VM may be made before it is known which pod it will be for.
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use peerpod_providers::{Candidate, UserData, VmRef, VmSpec};
+use peerpod_tunnel::network::PodNetwork;
+use serde::{Deserialize, Serialize};
+
+use super::phase::{Made, Phase};
+use super::world::Stage;
+
+mod disk;
+
+pub use disk::Disk;
+
+/// Version of the form below. A record of a higher version is left alone.
+pub const VERSION: u32 = 1;
+/// Entries of a timeline; what comes in between is dropped, beginning and end stay.
+const TIMELINE: usize = 48;
+/// Bytes of an error text that are kept.
+const ERROR_TEXT: usize = 1024;
+
+/// Everything about one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`VERSION`] of the daemon that wrote it.
+    pub version: u32,
+    /// Boot of the machine it belongs to; sockets and namespaces do not outlive that.
+    pub boot: String,
+    /// Installation whose tag the VM carries.
+    pub installation: String,
+    /// Sandbox id, the key.
+    pub sandbox: String,
+    /// Whose VM it is.
+    pub pod: PodIdentity,
+    /// The pod's network on this worker.
+    pub network: NetworkPart,
+    /// Where the shim finds the agent, held by the relay.
+    pub link: LinkPart,
+    /// The VM that is to be, or is.
+    pub machine: Machine,
+    /// Where in its life the pod is.
+    pub phase: Phase,
+    /// How far its start has come.
+    pub stage: Option<Stage>,
+    /// Steps and phases so far, oldest first.
+    pub timeline: Vec<Moment>,
+    /// The last thing that went wrong.
+    pub last_error: Option<String>,
+    /// When CreateVM came, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// When the phase was entered, in milliseconds since 1970.
+    pub since_ms: u64,
+}
+
+/// The pod in Kubernetes' words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodIdentity {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// UID, where the shim gave it.
+    pub uid: Option<String>,
+    /// GPUs it asked for.
+    pub gpus: u32,
+}
+
+/// The pod's side of the tunnel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkPart {
+    /// Path of the namespace.
+    pub netns: PathBuf,
+    /// Its device and inode when it was looked at.
+    pub netns_id: (u64, u64),
+    /// What was found there.
+    pub found: PodNetwork,
+    /// VXLAN id, this pod's alone as long as the record is there.
+    pub vni: u32,
+    /// UDP port of the tunnel.
+    pub vxlan_port: u16,
+}
+
+/// The agent link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkPart {
+    /// Path of the socket.
+    pub socket: PathBuf,
+    /// Methods whose requests are edited on their way to the VM.
+    pub edit_methods: Vec<String>,
+    /// TCP port of the forwarder.
+    pub port: u16,
+    /// Name the VM's certificate carries.
+    pub server_name: String,
+}
+
+/// A VM: what it is made of and where it may be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The same bytes for every attempt. The user data go once the VM needs them no more.
+    pub spec: VmSpec,
+    /// Places in the order they are tried.
+    pub candidates: Vec<Candidate>,
+    /// Why these, for people.
+    pub size_reason: String,
+}
+
+/// One line of a timeline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// When it ended, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What.
+    pub what: String,
+    /// How long it took, in milliseconds.
+    pub took_ms: Option<u64>,
+}
+
+impl Record {
+    /// How to find the VM, whatever is known of it.
+    pub fn vm_ref(&self) -> VmRef {
+        let known = match &self.phase {
+            Phase::Deleting { made: Made::Known(vm), .. }
+            | Phase::Launching { made: Made::Known(vm), .. }
+            | Phase::Running { vm } => Some(vm),
+            _ => None,
+        };
+        VmRef {
+            name: known.map_or(&self.machine.spec.name, |vm| &vm.name).clone(),
+            sandbox: self.machine.spec.sandbox.clone(),
+            native_id: known.map(|vm| vm.native_id.clone()).filter(|id| !id.is_empty()),
+        }
+    }
+
+    /// Adds a line to the timeline, which stays bounded.
+    pub fn note(&mut self, at_ms: u64, what: impl Into<String>, took_ms: Option<u64>) {
+        if self.timeline.len() >= TIMELINE {
+            self.timeline.remove(TIMELINE / 2);
+        }
+        let mut what = what.into();
+        truncate(&mut what);
+        self.timeline.push(Moment { at_ms, what, took_ms });
+    }
+
+    /// Keeps an error's text.
+    pub fn fail(&mut self, text: impl Into<String>) {
+        let mut text = text.into();
+        truncate(&mut text);
+        self.last_error = Some(text);
+    }
+
+    /// Overwrites what holds the VM's private key and drops what only a start needs.
+    pub fn wipe(&mut self) {
+        self.machine.spec.user_data = UserData(String::new());
+        self.machine.candidates = Vec::new();
+    }
+}
+
+fn truncate(text: &mut String) {
+    if text.len() > ERROR_TEXT {
+        let end = (0..=ERROR_TEXT).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+}
+
+/// Where records are kept.
+#[async_trait]
+pub trait Records: Send + Sync + Debug {
+    /// All records, and those that cannot be used.
+    ///
+    /// # Errors
+    /// Only when the place itself cannot be read.
+    async fn load(&self) -> Result<Loaded, RecordError>;
+
+    /// Writes a record so that a crash right afterwards, or in the middle, leaves the old or the
+    /// new one.
+    ///
+    /// # Errors
+    /// The old one is still there then.
+    async fn save(&self, record: &Record) -> Result<(), RecordError>;
+
+    /// Forgets a sandbox; absent is success.
+    ///
+    /// # Errors
+    /// When it is still there.
+    async fn remove(&self, sandbox: &str) -> Result<(), RecordError>;
+}
+
+/// What was found at start.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// To be taken up again.
+    pub records: Vec<Record>,
+    /// To be told about.
+    pub broken: Vec<Broken>,
+}
+
+/// A record that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Whose it was, by its directory's name.
+    pub sandbox: String,
+    /// Where it is kept.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+    /// Written by a newer daemon: its VM and its files are not touched.
+    pub newer: bool,
+}
+
+/// A record could not be kept.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} {}: {source}", path.display())]
+pub struct RecordError {
+    /// What was being done.
+    pub action: &'static str,
+    /// With what.
+    pub path: PathBuf,
+    /// Why not.
+    pub source: std::io::Error,
+}
+
+impl RecordError {
+    /// Whether room is what is missing.
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        matches!(self.source.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+    }
+}
+
+#[cfg(test)]
+mod tests;

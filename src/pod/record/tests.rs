@@ -1,0 +1,150 @@
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use super::*;
+use crate::pod::samples;
+
+fn disk() -> (tempfile::TempDir, Disk) {
+    let state = tempfile::tempdir().expect("directory");
+    let disk = Disk::open(state.path()).expect("opens");
+    (state, disk)
+}
+
+#[tokio::test]
+async fn a_record_comes_back_as_it_was_written() {
+    let (state, disk) = disk();
+    let mut record = samples::record("s1");
+    disk.save(&record).await.expect("saved");
+    assert_eq!(disk.load().await.expect("loads").records, [record.clone()]);
+    record.phase = Phase::Launching { candidate: 1, made: Made::Perhaps };
+    record.note(5, "tried", Some(2));
+    disk.save(&record).await.expect("saved again");
+    assert_eq!(disk.load().await.expect("loads").records, [record]);
+    let mode = |path: &str| {
+        let found = fs::metadata(state.path().join(path)).expect("there");
+        found.permissions().mode() & 0o777
+    };
+    assert_eq!((mode("pods"), mode("pods/s1"), mode("pods/s1/record.json")), (0o700, 0o700, 0o600));
+}
+
+#[tokio::test]
+async fn a_removed_record_leaves_nothing_and_removing_again_is_fine() {
+    let (state, disk) = disk();
+    disk.save(&samples::record("s1")).await.expect("saved");
+    disk.remove("s1").await.expect("removed");
+    disk.remove("s1").await.expect("absent is fine");
+    assert_eq!(fs::read_dir(state.path().join("pods")).expect("there").count(), 0);
+}
+
+#[tokio::test]
+async fn a_record_torn_at_any_byte_is_set_aside_and_stops_no_other() {
+    let (state, disk) = disk();
+    let whole = serde_json::to_vec(&samples::record("s1")).expect("writes");
+    disk.save(&samples::record("s2")).await.expect("saved");
+    let directory = state.path().join("pods/s1");
+    for length in 0..whole.len() {
+        fs::create_dir(&directory).expect("made");
+        fs::write(directory.join("record.json"), &whole[..length]).expect("written");
+        let loaded = disk.load().await.expect("loads");
+        assert_eq!(loaded.records.len(), 1, "torn at {length}");
+        let [broken] = &loaded.broken[..] else { panic!("torn at {length}: {loaded:?}") };
+        assert!(!broken.newer && broken.path.join("record.json").exists());
+        assert!(!broken.reason.contains("PRIVATE"), "{}", broken.reason);
+        assert!(!directory.exists());
+        fs::remove_dir_all(&broken.path).expect("removed");
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_was_cut_off_leaves_the_record_before_it() {
+    let (state, disk) = disk();
+    let record = samples::record("s1");
+    disk.save(&record).await.expect("saved");
+    fs::write(state.path().join("pods/s1/record.json.new"), b"{\"vers").expect("written");
+    let loaded = disk.load().await.expect("loads");
+    assert_eq!(loaded.records.first(), Some(&record));
+    disk.save(&record).await.expect("saved over the rest");
+    disk.remove("s1").await.expect("removed");
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_daemon_stays_untouched_where_it_is() {
+    let (state, disk) = disk();
+    let path = state.path().join("pods/s1/record.json");
+    fs::create_dir(state.path().join("pods/s1")).expect("made");
+    fs::write(&path, br#"{"version": 2, "what": "is to come"}"#).expect("written");
+    for _ in 0..2 {
+        let loaded = disk.load().await.expect("loads");
+        assert!(loaded.records.is_empty());
+        assert!(loaded.broken[0].newer && loaded.broken[0].sandbox == "s1");
+        assert!(loaded.broken[0].reason.contains("version 2"), "{}", loaded.broken[0].reason);
+    }
+    assert_eq!(fs::read(&path).expect("there"), br#"{"version": 2, "what": "is to come"}"#);
+}
+
+#[tokio::test]
+async fn symlinks_are_refused_where_a_file_or_directory_is_expected() {
+    let (state, disk) = disk();
+    let outside = state.path().join("outside");
+    fs::create_dir(&outside).expect("made");
+    fs::write(outside.join("record.json"), b"{}").expect("written");
+    symlink(&outside, state.path().join("pods/s1")).expect("linked");
+    assert!(disk.save(&samples::record("s1")).await.is_err());
+    fs::create_dir(state.path().join("pods/s2")).expect("made");
+    symlink(outside.join("record.json"), state.path().join("pods/s2/record.json")).expect("linked");
+    assert!(disk.save(&samples::record("s2")).await.is_err());
+    let loaded = disk.load().await.expect("loads");
+    assert_eq!((loaded.records.len(), loaded.broken.len()), (0, 2));
+    assert_eq!(fs::read(outside.join("record.json")).expect("there"), b"{}");
+}
+
+#[tokio::test]
+async fn a_record_under_another_sandboxs_name_is_set_aside() {
+    let (state, disk) = disk();
+    disk.save(&samples::record("s1")).await.expect("saved");
+    fs::rename(state.path().join("pods/s1"), state.path().join("pods/s2")).expect("renamed");
+    let loaded = disk.load().await.expect("loads");
+    assert!(loaded.records.is_empty());
+    assert!(loaded.broken[0].reason.contains("another sandbox"));
+}
+
+#[tokio::test]
+async fn an_id_that_is_no_plain_name_never_becomes_a_path() {
+    let (state, disk) = disk();
+    for id in ["", ".", "..", "../s1", "a/b"] {
+        let mut record = samples::record("s1");
+        record.sandbox = id.to_owned();
+        assert!(disk.save(&record).await.is_err(), "{id:?}");
+        assert!(disk.remove(id).await.is_err(), "{id:?}");
+    }
+    assert_eq!(fs::read_dir(state.path().join("pods")).expect("there").count(), 0);
+}
+
+#[test]
+fn a_full_disk_is_told_apart_and_named() {
+    let source = std::io::Error::from(ErrorKind::StorageFull);
+    let error = RecordError { action: "write", path: "/var/lib/peerpod/pods".into(), source };
+    assert!(error.is_full());
+    assert!(error.to_string().contains("/var/lib/peerpod/pods"));
+}
+
+#[test]
+fn a_wiped_record_holds_no_key() {
+    let mut record = samples::record("s1");
+    assert!(serde_json::to_string(&record).expect("writes").contains("PRIVATE"));
+    assert!(!format!("{record:?}").contains("PRIVATE"));
+    record.wipe();
+    assert!(!serde_json::to_string(&record).expect("writes").contains("PRIVATE"));
+}
+
+#[test]
+fn a_timeline_stays_bounded_and_keeps_beginning_and_end() {
+    let mut record = samples::record("s1");
+    for i in 0..500 {
+        record.note(i, "x".repeat(5000), None);
+    }
+    assert_eq!(record.timeline.len(), TIMELINE);
+    assert_eq!((record.timeline[0].at_ms, record.timeline[TIMELINE - 1].at_ms), (0, 499));
+    assert!(record.timeline[0].what.len() < 2 * ERROR_TEXT);
+}

@@ -1,0 +1,178 @@
+//! The real parts of the world that belong to no crate of their own.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use peerpod_tunnel::link::call::Caller;
+use peerpod_tunnel::link::tls::ClientTls;
+use peerpod_tunnel::network::{self, InspectSettings, PodNetwork, Tunnel};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::{Clock, Door, Guest, Network, NetworkError, Pulse, Random, Stage, Unready};
+
+/// The kernel this process runs on. Everything happens on threads for blocking work, which stand in
+/// the process's own network namespace: the worker's.
+#[derive(Clone, Debug, Default)]
+pub struct Host {
+    /// What an inspection is told.
+    pub inspect: InspectSettings,
+}
+
+/// Once begun, the work is done to its end, also when the caller has gone meanwhile.
+async fn apart<T: Send + 'static, E: Into<NetworkError> + Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, NetworkError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| NetworkError::Ended(what))?.map_err(Into::into)
+}
+
+#[async_trait]
+impl Network for Host {
+    async fn inspect(&self, netns: &Path) -> Result<(PodNetwork, (u64, u64)), NetworkError> {
+        let (netns, settings) = (netns.to_owned(), self.inspect.clone());
+        apart("inspect", move || network::inspect(&netns, &settings)).await
+    }
+
+    async fn kernel_vnis(&self) -> Result<BTreeSet<u32>, NetworkError> {
+        apart("VXLAN ids", network::kernel_vnis).await
+    }
+
+    async fn attach(&self, tunnel: &Tunnel) -> Result<(), NetworkError> {
+        let tunnel = tunnel.clone();
+        apart("attach", move || network::attach(&tunnel)).await
+    }
+
+    async fn detach(&self, tunnel: &Tunnel) -> Result<(), NetworkError> {
+        let tunnel = tunnel.clone();
+        apart("detach", move || network::detach(&tunnel)).await
+    }
+
+    async fn verify(&self, tunnel: &Tunnel) -> Result<Vec<String>, NetworkError> {
+        let tunnel = tunnel.clone();
+        apart("verify", move || network::verify(&tunnel)).await
+    }
+
+    async fn clear_leftovers(&self, known: &BTreeSet<String>) -> Result<Vec<String>, NetworkError> {
+        let known = known.clone();
+        apart("left-overs", move || clear_leftovers(&known)).await
+    }
+}
+
+fn clear_leftovers(known: &BTreeSet<String>) -> Result<Vec<String>, NetworkError> {
+    let fail = |e: &dyn std::fmt::Display| NetworkError::Leftovers(e.to_string());
+    let found = network::leftovers(known).map_err(|e| fail(&e))?;
+    let mut kept = Vec::new();
+    let mut gone = Vec::new();
+    for leftover in found {
+        match network::remove_leftover(&leftover) {
+            Ok(()) => gone.push(format!("{leftover:?}")),
+            Err(e) => kept.push(format!("{leftover:?}: {e}")),
+        }
+    }
+    if kept.is_empty() { Ok(gone) } else { Err(fail(&kept.join("; "))) }
+}
+
+/// VMs over TCP.
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp;
+
+#[async_trait]
+impl Guest for Tcp {
+    async fn knock(&self, to: SocketAddr, bound: Duration) -> Result<Box<dyn Door>, Unready> {
+        let (stage, reason) = match timeout(bound, TcpStream::connect(to)).await {
+            Ok(Ok(stream)) => {
+                // Small questions and answers; without effect on a socket that is already dead.
+                let _ = stream.set_nodelay(true);
+                return Ok(Box::new(Accepted(stream)));
+            }
+            Ok(Err(e)) if e.kind() == ErrorKind::ConnectionRefused => {
+                (Stage::Refused, e.to_string())
+            }
+            Ok(Err(e)) => (Stage::Unreachable, e.to_string()),
+            Err(_) => (Stage::Unreachable, format!("no answer within {bound:?}")),
+        };
+        Err(Unready { stage, reason: format!("{to}: {reason}") })
+    }
+}
+
+#[derive(Debug)]
+struct Accepted(TcpStream);
+
+#[async_trait]
+impl Door for Accepted {
+    async fn enter(
+        self: Box<Self>,
+        tls: Option<&ClientTls>,
+        bound: Duration,
+    ) -> Result<Box<dyn Pulse>, Unready> {
+        let Some(tls) = tls else {
+            return ask(self.0, bound).await;
+        };
+        let fail = |reason: String| Unready { stage: Stage::Tls, reason };
+        let config = tls.config().map_err(|e| fail(e.to_string()))?;
+        let name = tls.name().map_err(|e| fail(e.to_string()))?;
+        let handshake = TlsConnector::from(config).connect(name, self.0);
+        match timeout(bound, handshake).await {
+            Ok(Ok(stream)) => ask(stream, bound).await,
+            Ok(Err(e)) => Err(fail(e.to_string())),
+            Err(_) => Err(fail(format!("no handshake within {bound:?}"))),
+        }
+    }
+}
+
+async fn ask<S>(stream: S, bound: Duration) -> Result<Box<dyn Pulse>, Unready>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let mut pulse = Agent(Caller::new(stream));
+    let answer = timeout(bound, pulse.beat()).await;
+    let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {bound:?}")));
+    match answer {
+        Ok(()) => Ok(Box::new(pulse)),
+        Err(reason) => Err(Unready { stage: Stage::Agent, reason }),
+    }
+}
+
+struct Agent<S>(Caller<S>);
+
+impl<S> std::fmt::Debug for Agent<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Agent")
+    }
+}
+
+#[async_trait]
+impl<S: AsyncRead + AsyncWrite + Send> Pulse for Agent<S> {
+    async fn beat(&mut self) -> Result<(), String> {
+        self.0.check().await.map_err(|e| e.to_string())
+    }
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug)]
+pub struct WallClock;
+
+impl Clock for WallClock {
+    fn now_ms(&self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// The thread's random numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Chance;
+
+impl Random for Chance {
+    fn next(&self) -> u32 {
+        rand::random()
+    }
+}
