@@ -11,8 +11,16 @@
 //! ```
 
 pub mod error;
+pub mod fake;
+#[cfg(feature = "local")]
+pub mod local;
 pub mod name;
+pub mod registry;
+pub mod retry;
+pub mod settings;
+pub mod size;
 pub mod spec;
+pub mod tags;
 
 pub use error::{Error, Kind};
 pub use name::VmName;

@@ -1,0 +1,167 @@
+//! Which providers there are, and how each is made. A further cloud is one folder and one line
+//! here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::settings::{Key, SettingsError, Values};
+use crate::{Error, Provider};
+
+/// What every provider is told besides its own settings.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Installation id: the tag by which `list` knows what is ours.
+    pub installation: String,
+    /// The daemon's own executable.
+    pub program: PathBuf,
+    /// Value of PATH.
+    pub search: String,
+}
+
+/// Why there is no provider.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// Nobody has heard of it.
+    #[error("cloud provider {name:?} is not known; this build has: {}", list(built))]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        built: Vec<&'static str>,
+    },
+    /// It exists, but was left out.
+    #[error(
+        "cloud provider {name:?} is not in this build, which has: {}; build with the cargo feature \
+         {name:?} to have it",
+        list(built)
+    )]
+    NotBuilt {
+        /// What was asked for; also the name of its feature.
+        name: &'static str,
+        /// What there is.
+        built: Vec<&'static str>,
+    },
+    /// Its settings are wrong.
+    #[error("cloud provider {name:?}: {problems}")]
+    Settings {
+        /// The provider.
+        name: &'static str,
+        /// All that is wrong.
+        problems: SettingsError,
+    },
+    /// It could not be made.
+    #[error("cloud provider could not be set up")]
+    Build(#[from] Error),
+}
+
+fn list(names: &[&'static str]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+type Build = fn(&Context, &Values) -> Result<Arc<dyn Provider>, RegistryError>;
+
+struct Entry {
+    name: &'static str,
+    keys: fn() -> &'static [Key],
+    build: Build,
+}
+
+/// Everything that peerpodd may be built with, whether this build has it or not.
+const KNOWN: [&str; 5] = ["aws", "azure", "gcp", "libvirt", "local"];
+
+const BUILT: &[Entry] = &[
+    #[cfg(feature = "local")]
+    Entry { name: crate::local::NAME, keys: crate::local::keys, build: local },
+];
+
+#[cfg(feature = "local")]
+fn local(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, RegistryError> {
+    use crate::local::{Local, NAME, Settings};
+    let settings = Settings::from_values(values, &context.program, &context.search)
+        .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
+    Ok(Arc::new(Local::new(settings, &context.installation)))
+}
+
+/// The providers of this build.
+pub fn names() -> Vec<&'static str> {
+    BUILT.iter().map(|e| e.name).collect()
+}
+
+/// The settings a provider takes.
+///
+/// # Errors
+/// When there is no such provider in this build.
+pub fn keys(name: &str) -> Result<&'static [Key], RegistryError> {
+    find(name).map(|e| (e.keys)())
+}
+
+/// Makes a provider.
+///
+/// # Errors
+/// When there is no such provider in this build, or its settings are wrong.
+pub fn build(
+    name: &str,
+    context: &Context,
+    values: &Values,
+) -> Result<Arc<dyn Provider>, RegistryError> {
+    (find(name)?.build)(context, values)
+}
+
+fn find(name: &str) -> Result<&'static Entry, RegistryError> {
+    if let Some(entry) = BUILT.iter().find(|e| e.name == name) {
+        return Ok(entry);
+    }
+    match KNOWN.into_iter().find(|known| *known == name) {
+        Some(name) => Err(RegistryError::NotBuilt { name, built: names() }),
+        None => Err(RegistryError::Unknown { name: name.to_owned(), built: names() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context() -> Context {
+        Context {
+            installation: "test".to_owned(),
+            program: "/nowhere/peerpodd".into(),
+            search: String::new(),
+        }
+    }
+
+    fn refusal(name: &str) -> String {
+        build(name, &context(), &Values::default()).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn an_unknown_name_is_told_what_there_is() {
+        let text = refusal("aqs");
+        assert!(text.contains("\"aqs\" is not known"), "{text}");
+        assert!(names().iter().all(|name| text.contains(name)), "{text}");
+    }
+
+    #[test]
+    fn a_known_name_that_is_not_built_in_names_its_cargo_feature() {
+        for name in KNOWN.into_iter().filter(|n| !names().contains(n)) {
+            let text = refusal(name);
+            assert!(text.contains(&format!("cargo feature \"{name}\"")), "{text}");
+            assert!(keys(name).is_err());
+        }
+    }
+
+    #[cfg(feature = "local")]
+    #[test]
+    fn local_is_made_by_name_and_prints_it() {
+        let provider = build("local", &context(), &Values::default()).expect("built");
+        assert_eq!(provider.to_string(), "local");
+        assert!(keys("local").expect("keys").iter().all(|k| k.env.starts_with("LOCAL_")));
+    }
+
+    #[cfg(feature = "local")]
+    #[test]
+    fn wrong_settings_name_the_provider_and_the_key() {
+        let values = [("local-cidr", "nonsense")].into_iter().collect();
+        let error = build("local", &context(), &values).expect_err("refused").to_string();
+        assert!(error.contains("\"local\": LOCAL_CIDR (--local-cidr) \"nonsense\" "), "{error}");
+    }
+}
