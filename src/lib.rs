@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod hypervisor;
+pub mod pki;
 pub mod pod;
 pub mod pods;
 pub mod proto;
