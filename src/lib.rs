@@ -3,6 +3,7 @@
 pub mod config;
 pub mod hypervisor;
 pub mod pki;
+pub mod plan;
 pub mod pod;
 pub mod pods;
 pub mod proto;

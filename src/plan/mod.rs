@@ -1,0 +1,230 @@
+//! A checked request and what was found become a [`Plan`]: all that is needed to make the VM, the
+//! same bytes for every attempt. Pure but for one log line.
+//!
+//! ```text
+//!   PodRequest ─┬─ size::choose ─────────────────▶ candidates (types × markets × zones)
+//!   PodNetwork ─┼─ apf.json ┐
+//!   Issued ─────┘  initdata ├─ cloud-config ─────▶ VmSpec (name, tags, user data, image)
+//!                  auth.json┘  within the cloud's limit
+//! ```
+
+mod user_data;
+
+use std::collections::BTreeMap;
+
+use peerpod_providers::size::{self, Choice, SizeError, SizeRequest, SizeRules};
+use peerpod_providers::{Candidate, InstanceType, Market, VmName, VmSpec, tags};
+use peerpod_tunnel::link::Secret;
+use peerpod_tunnel::link::tls::Profile;
+use peerpod_tunnel::network::PodNetwork;
+use podvm::cloud_config::CloudConfigError;
+use serde::{Deserialize, Serialize};
+
+use crate::hypervisor::{Failure, FailureKind};
+use crate::pki::Issued;
+use crate::request::PodRequest;
+
+pub use user_data::UserDataLimit;
+
+/// More attempts than that only delay the message that there is no room (providers.md 2.9).
+const CANDIDATES_MAX: usize = 8;
+/// The one call whose requests are edited for GPUs.
+const CREATE_CONTAINER: &str = "CreateContainer";
+
+/// What is known of one pod.
+#[derive(Clone, Debug)]
+pub struct PlanInput<'a> {
+    /// What the shim asked for.
+    pub request: &'a PodRequest,
+    /// What was found in its namespace.
+    pub network: &'a PodNetwork,
+    /// VXLAN id chosen for it.
+    pub vni: u32,
+    /// Name chosen for its VM.
+    pub name: VmName,
+    /// Its certificate; `None` if TLS is disabled.
+    pub issued: Option<&'a Issued>,
+    /// Registry credentials as auth.json, if there are any.
+    pub auth: Option<&'a Secret>,
+}
+
+/// What is the same for all pods of this node.
+#[derive(Clone, Debug, Default)]
+pub struct PlanRules {
+    /// Installation id.
+    pub installation: String,
+    /// Name of this node.
+    pub node_name: String,
+    /// Tags of the user's for every VM; none may be one of ours.
+    pub user_tags: BTreeMap<String, String>,
+    /// Types the provider has.
+    pub catalogue: Vec<InstanceType>,
+    /// Default and permitted types.
+    pub size: SizeRules,
+    /// Zones in the order of preference; empty if the cloud has none or chooses itself.
+    pub zones: Vec<String>,
+    /// Markets in the order of preference; empty is on demand.
+    pub markets: Vec<Market>,
+    /// Root disk in GiB; 0 is the image's own size.
+    pub disk_gib: u32,
+    /// UDP port of the tunnel.
+    pub vxlan_port: u16,
+    /// Versions and suites of the agent link, told to the VM.
+    pub profile: Profile,
+    /// Ask the VM for an encrypted scratch disk.
+    pub scratch_space: bool,
+    /// Traffic to the outside leaves by the VM's own second interface.
+    pub external_network_via_podvm: bool,
+    /// What the provider's cloud takes as user data; `None` takes anything.
+    pub user_data_limit: Option<UserDataLimit>,
+}
+
+/// All that is needed to make the VM and to speak to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What the VM is made of.
+    pub spec: VmSpec,
+    /// Where to try, in this order; never empty.
+    pub candidates: Vec<Candidate>,
+    /// Why the first candidate has that type, for the log and for people.
+    pub size_reason: String,
+    /// ttrpc methods whose requests the relay lets us edit.
+    pub edit_methods: Vec<String>,
+    /// Name the VM's certificate carries.
+    pub server_name: String,
+}
+
+/// Why there is no plan. Asking again cannot help.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// No type fits.
+    #[error(transparent)]
+    Size(#[from] SizeError),
+    /// A tag of the user's that is one of ours.
+    #[error("TAGS: {0:?} begins with peerpodd-, which is reserved")]
+    ReservedTag(String),
+    /// Registry credentials that no image takes.
+    #[error("auth.json: {size} bytes, at most {limit} can be sent to a VM")]
+    Auth {
+        /// Bytes there are.
+        size: usize,
+        /// Bytes there may be.
+        limit: usize,
+    },
+    /// More than the cloud takes.
+    #[error(
+        "user data: {size} {unit}, the limit is {limit}; the largest part is {part} with {part_size} \
+         bytes"
+    )]
+    TooLarge {
+        /// What there is, as the cloud counts.
+        size: usize,
+        /// `bytes`, or `characters of base64`.
+        unit: &'static str,
+        /// What there may be.
+        limit: usize,
+        /// Path of the largest file.
+        part: String,
+        /// Its length in bytes.
+        part_size: usize,
+    },
+    /// apf.json cannot be written.
+    #[error("writing apf.json")]
+    Apf(#[from] serde_json::Error),
+    /// The files cannot be put together.
+    #[error(transparent)]
+    CloudConfig(#[from] CloudConfigError),
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        let kind = match error {
+            PlanError::Apf(_) => FailureKind::Internal,
+            _ => FailureKind::Invalid,
+        };
+        Failure::caused_by(kind, &error)
+    }
+}
+
+/// Makes the plan.
+///
+/// # Errors
+/// [`PlanError`]; sizes with the texts upstream's users know.
+pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError> {
+    let request = input.request;
+    let Choice { types, reason } =
+        size::choose(&size_request(request), &rules.catalogue, &rules.size)?;
+    if let Some(image) = &request.image {
+        tracing::info!(sandbox = %request.sandbox, "Choosing {image} as the image of this pod");
+    }
+    let spec = VmSpec {
+        name: input.name.clone(),
+        sandbox: request.sandbox.to_string(),
+        tags: all_tags(request, rules)?,
+        user_data: user_data::make(input, rules)?,
+        image: request.image.clone(),
+        disk_gib: rules.disk_gib,
+    };
+    let issued = input.issued.map(|i| i.server_name.as_str()).filter(|n| !n.is_empty());
+    Ok(Plan {
+        spec,
+        candidates: candidates(types, rules),
+        size_reason: reason,
+        edit_methods: if request.gpus > 0 { vec![CREATE_CONTAINER.to_owned()] } else { Vec::new() },
+        server_name: issued.unwrap_or(input.name.as_str()).to_owned(),
+    })
+}
+
+fn size_request(request: &PodRequest) -> SizeRequest {
+    SizeRequest {
+        instance_type: request.machine_type.clone(),
+        vcpus: request.vcpus,
+        memory_mib: request.memory_mib,
+        gpus: request.gpus,
+    }
+}
+
+/// The best type everywhere, then the next one: a larger type costs more than another zone.
+fn candidates(types: Vec<InstanceType>, rules: &PlanRules) -> Vec<Candidate> {
+    let markets = match &rules.markets[..] {
+        [] => &[Market::OnDemand],
+        given => given,
+    };
+    let zones: Vec<Option<&String>> =
+        if rules.zones.is_empty() { vec![None] } else { rules.zones.iter().map(Some).collect() };
+    let places = types.iter().flat_map(|t| {
+        let zones = &zones;
+        markets.iter().flat_map(move |m| zones.iter().map(move |zone| (t, *m, *zone)))
+    });
+    let numbered = (0..).zip(places.take(CANDIDATES_MAX));
+    numbered
+        .map(|(number, (instance_type, market, zone))| Candidate {
+            number,
+            instance_type: instance_type.name.clone(),
+            zone: zone.cloned(),
+            market,
+        })
+        .collect()
+}
+
+fn all_tags(
+    request: &PodRequest,
+    rules: &PlanRules,
+) -> Result<BTreeMap<String, String>, PlanError> {
+    if let Some(key) = rules.user_tags.keys().find(|k| tags::is_reserved(k)) {
+        return Err(PlanError::ReservedTag(key.clone()));
+    }
+    let ours = [
+        (tags::INSTALLATION, rules.installation.as_str()),
+        (tags::SANDBOX, request.sandbox.as_str()),
+        (tags::NODE, rules.node_name.as_str()),
+        (tags::NAMESPACE, request.namespace.as_str()),
+        (tags::POD, request.pod.as_str()),
+    ];
+    let mut all = rules.user_tags.clone();
+    all.extend(ours.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests;
