@@ -251,6 +251,8 @@ impl ApfNetwork {
         if self.tunnel_type != "vxlan" {
             return Err(bad("tunnel-type", format!("{:?} is not vxlan", self.tunnel_type)));
         }
+        // First, because routes and neighbours are held against it.
+        let interface = interface(&self.interface)?;
         let extension = self.peerpod.clone().unwrap_or_default();
         let mut addresses = vec![network("podip", &self.podip)?];
         for text in &extension.addresses {
@@ -270,7 +272,7 @@ impl ApfNetwork {
         }
         let mac = MacText::try_from(self.pod_hw_addr.clone()).map_err(|e| bad("pod-hw-addr", e))?;
         Ok(GuestNetwork {
-            interface: interface(&self.interface)?,
+            interface,
             mac,
             mtu: self.checked_mtu()?,
             addresses,

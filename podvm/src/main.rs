@@ -1,3 +1,51 @@
 //! The program in the pod VM.
+//!
+//! ```text
+//!   run:  user data ─▶ files in /run/peerpod ─▶ apf.json ─▶ pod network ─▶ forwarder ─▶ READY=1
+//!         └ process-user-data ┘                 └────────── forwarder ──────────────┘
+//! ```
+//!
+//! The two halves are also there alone, under the names and with the flags of the upstream
+//! programs, so that an image can take this one in their place.
 
-fn main() {}
+mod cli;
+mod files;
+mod forwarder;
+mod network;
+mod provision;
+mod run;
+mod userdata;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tokio_util::sync::CancellationToken;
+
+fn main() -> ExitCode {
+    peerpod_tunnel::link::tls::install_ring();
+    let cli = cli::Cli::parse_from(cli::arguments(std::env::args_os()));
+    cli.log.start();
+    let result = runtime().and_then(|runtime| runtime.block_on(work(cli)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Few threads: a pod has few connections, and its VM's processors are for the pod.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}
+
+async fn work(cli: cli::Cli) -> anyhow::Result<()> {
+    let stop = CancellationToken::new();
+    run::stop_on_signals(stop.clone())?;
+    match cli.command {
+        cli::Command::Run(args) => run::run(args, stop).await,
+        cli::Command::ProcessUserData(args) => run::process_user_data(args, stop).await,
+        cli::Command::Forwarder(args) => run::forwarder(args, stop).await,
+    }
+}

@@ -241,7 +241,7 @@ mod tests {
         for chunk in [1, 2, 9, 10, 11, 64, 320, 1000, 5000] {
             let (passed, held) = run(&bytes, chunk).expect("run");
             assert_eq!(passed, wire(&[go.clone(), data.clone(), go.clone()]), "chunks of {chunk}");
-            assert_eq!(held, [stop.payload.clone()], "chunks of {chunk}");
+            assert_eq!(held, std::slice::from_ref(&stop.payload), "chunks of {chunk}");
         }
     }
 

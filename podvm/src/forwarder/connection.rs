@@ -1,0 +1,194 @@
+//! One connection of the worker, from its handshake to its end.
+//!
+//! ```text
+//!   accepted ─▶ handshake ─▶ silent ─first byte─▶ dialling ─▶ passing ─▶ ended: by the worker, the agent,
+//!                                                                        a break, silence after SIGTERM
+//! ```
+//!
+//! However it ends, the worker is told by close_notify.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::agent::AgentError;
+use super::requests::{READ, Requests, RequestsError};
+use super::responses::{self, ResponsesError};
+
+/// Time for a handshake, waiting for its turn included.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// What TLS reads from the socket at once, in bytes; on its own it asks for 4 KiB.
+const SOCKET_READ: usize = 64 << 10;
+/// How long answers may still come once the worker sends no more.
+const AFTERMATH: Duration = Duration::from_secs(5);
+/// How long a connection must be silent to be closed when the process stops.
+const SILENCE: Duration = Duration::from_millis(250);
+/// How long the worker may take to close after us.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How a conversation ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the worker closed")]
+    Worker,
+    #[error("the agent closed")]
+    Agent,
+    #[error("the forwarder stops")]
+    Stopped,
+    #[error("{0}")]
+    Absent(#[from] AgentError),
+    #[error("{0}")]
+    Requests(#[from] RequestsError),
+    #[error("{0}")]
+    Responses(#[from] ResponsesError),
+}
+
+/// Serves a connection to its end.
+pub(super) async fn serve(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    shared: &Shared,
+    stop: &CancellationToken,
+) {
+    if let Err(error) = tune(&tcp) {
+        tracing::debug!(%peer, "socket options: {error}");
+    }
+    let stream = BufReader::with_capacity(SOCKET_READ, tcp);
+    let end = match &shared.tls {
+        None => Box::pin(forward(stream, shared, stop)).await,
+        Some(acceptor) => {
+            let handshake = async {
+                // The semaphore is never closed; without a permit nothing is lost but the bound.
+                let _turn = shared.handshakes.acquire().await.ok();
+                acceptor.accept(stream).await
+            };
+            match tokio::time::timeout(HANDSHAKE, handshake).await {
+                Ok(Ok(stream)) => Box::pin(forward(stream, shared, stop)).await,
+                Ok(Err(error)) => {
+                    return shared.notices.say(|| tracing::warn!(%peer, "TLS handshake: {error}"));
+                }
+                Err(_) => {
+                    let line = || tracing::warn!(%peer, "TLS handshake: none in {HANDSHAKE:?}");
+                    return shared.notices.say(line);
+                }
+            }
+        }
+    };
+    match end {
+        End::Worker | End::Agent | End::Stopped => tracing::debug!(%peer, "closed: {end}"),
+        _ => shared.notices.say(|| tracing::warn!(%peer, "closed: {end}")),
+    }
+}
+
+/// Calls are small and wanted at once; a worker that is gone is noticed after half a minute.
+fn tune(tcp: &TcpStream) -> std::io::Result<()> {
+    tcp.set_nodelay(true)?;
+    setsockopt(tcp, sockopt::KeepAlive, &true)?;
+    setsockopt(tcp, sockopt::TcpKeepIdle, &15)?;
+    setsockopt(tcp, sockopt::TcpKeepInterval, &5)?;
+    setsockopt(tcp, sockopt::TcpKeepCount, &4)?;
+    Ok(())
+}
+
+async fn forward<S>(stream: S, shared: &Shared, stop: &CancellationToken) -> End
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let (mut from, mut to) = tokio::io::split(stream);
+    let moves = AtomicU64::new(0);
+    let end = tokio::select! {
+        end = converse(&mut from, &mut to, shared, &moves) => end,
+        () = quiet(stop, &moves) => End::Stopped,
+    };
+    // Reading on until the worker closes keeps the kernel from resetting the connection, which would
+    // take our last bytes with it.
+    let farewell = async {
+        if to.shutdown().await.is_ok() {
+            let _ = tokio::io::copy(&mut from, &mut tokio::io::sink()).await;
+        }
+    };
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    end
+}
+
+/// Ends when the process is to stop and nothing moves any more.
+async fn quiet(stop: &CancellationToken, moves: &AtomicU64) {
+    stop.cancelled().await;
+    loop {
+        let before = moves.load(Ordering::Relaxed);
+        tokio::time::sleep(SILENCE).await;
+        if moves.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
+}
+
+async fn converse<R, W>(from: &mut R, to: &mut W, shared: &Shared, moves: &AtomicU64) -> End
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut buffer = BytesMut::new();
+    let mut agent = match dial(from, &mut buffer, shared).await {
+        Ok(agent) => agent,
+        Err(end) => return end,
+    };
+    let (mut agent_from, agent_to) = agent.split();
+    let moved = || {
+        moves.fetch_add(1, Ordering::Relaxed);
+    };
+    let (answers, mut taken) = mpsc::channel(1);
+    let (edits, stall) = (&shared.edits, shared.frame_stall);
+    let mut requests = Requests { from, to: agent_to, buffer, edits, stall, answers };
+    let responses = responses::pass(&mut agent_from, to, &mut taken, moved);
+    tokio::pin!(responses);
+    let ended = tokio::select! {
+        done = &mut responses => return done.map_or_else(End::from, |()| End::Agent),
+        ended = requests.pass(moved) => ended,
+    };
+    if let Err(error @ (RequestsError::Broken(_) | RequestsError::Read(_))) = ended {
+        return error.into();
+    }
+    // The worker is done, or the agent takes no more: what was asked may still be answered.
+    let _ = requests.to.shutdown().await;
+    match (tokio::time::timeout(AFTERMATH, responses).await, ended) {
+        (Ok(Err(error)), _) => error.into(),
+        (_, Err(error)) => error.into(),
+        _ => End::Worker,
+    }
+}
+
+/// Waits for the worker's first bytes, then for the agent, and goes on reading meanwhile: a worker
+/// that gives up is noticed, and what it has asked is not done behind its back.
+async fn dial<R>(from: &mut R, buffer: &mut BytesMut, shared: &Shared) -> Result<UnixStream, End>
+where
+    R: AsyncRead + Unpin,
+{
+    read(from, buffer).await?;
+    let connect = shared.agent.connect();
+    tokio::pin!(connect);
+    loop {
+        tokio::select! {
+            biased;
+            agent = &mut connect => return Ok(agent?),
+            more = read(from, buffer), if buffer.len() < READ => more?,
+        }
+    }
+}
+
+async fn read<R: AsyncRead + Unpin>(from: &mut R, buffer: &mut BytesMut) -> Result<(), End> {
+    buffer.reserve(READ);
+    match from.read_buf(buffer).await {
+        Ok(0) => Err(End::Worker),
+        Ok(_) => Ok(()),
+        Err(error) => Err(RequestsError::Read(error).into()),
+    }
+}

@@ -1,0 +1,267 @@
+//! The two calls that are changed on their way to the agent. The agent judges by its policy what
+//! arrives there, so these edits are part of what policy authors rely on: they are written down in
+//! podvm/README.md and stay as they are.
+//!
+//! ```text
+//!   CreateContainer  OCI.Linux.Namespaces: the entry of type "network" gets the pod's namespace as its
+//!                    path; without such an entry one is added to the last Linux part
+//!   CreateSandbox    dns goes, so that the VM keeps its own resolver
+//! ```
+
+use peerpod_tunnel::link::frame::MAX_PAYLOAD;
+use peerpod_tunnel::link::wire::{self, WireError};
+
+const SERVICE: &[u8] = b"grpc.AgentService";
+const CREATE_CONTAINER: &[u8] = b"CreateContainer";
+const CREATE_SANDBOX: &[u8] = b"CreateSandbox";
+
+/// Fields of ttrpc's Request.
+const METHOD: u32 = 2;
+const PAYLOAD: u32 = 3;
+/// CreateSandboxRequest.dns.
+const DNS: u32 = 2;
+/// CreateContainerRequest.OCI, Spec.Linux, Linux.Namespaces.
+const OCI: u32 = 6;
+const LINUX: u32 = 8;
+const NAMESPACES: u32 = 6;
+/// LinuxNamespace.
+const TYPE: u32 = 1;
+const PATH: u32 = 2;
+
+/// Whether calls of this method are edited.
+pub(super) fn wanted(service: &[u8], method: &[u8]) -> bool {
+    service == SERVICE && (method == CREATE_CONTAINER || method == CREATE_SANDBOX)
+}
+
+/// What becomes of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Edited {
+    /// It passes as it came.
+    Same,
+    /// This is sent in its place.
+    Other(Vec<u8>),
+    /// It is answered here: google.rpc code and words.
+    Refused(i32, String),
+}
+
+const INVALID_ARGUMENT: i32 = 3;
+const RESOURCE_EXHAUSTED: i32 = 8;
+
+/// Edits requests.
+#[derive(Debug)]
+pub(super) struct Edits {
+    podns: String,
+}
+
+impl Edits {
+    /// Containers get the network namespace `podns`.
+    pub(super) fn new(podns: String) -> Self {
+        Self { podns }
+    }
+
+    /// Edits a ttrpc request of a wanted method.
+    pub(super) fn apply(&self, request: &[u8]) -> Edited {
+        match self.edit(request) {
+            // What cannot be read here might be read there, unedited; so it does not pass.
+            Err(error) => Edited::Refused(INVALID_ARGUMENT, format!("request: {error}")),
+            Ok(edited) if edited == request => Edited::Same,
+            Ok(edited) if edited.len() > MAX_PAYLOAD => Edited::Refused(
+                RESOURCE_EXHAUSTED,
+                format!(
+                    "request of {} bytes: with the VM's additions it is {} bytes, more than the \
+                     {MAX_PAYLOAD} of ttrpc",
+                    request.len(),
+                    edited.len()
+                ),
+            ),
+            Ok(edited) => Edited::Other(edited),
+        }
+    }
+
+    fn edit(&self, request: &[u8]) -> Result<Vec<u8>, WireError> {
+        wire::fields(request)?;
+        let method = wire::text(request, METHOD).unwrap_or_default();
+        if method.as_bytes() == CREATE_SANDBOX {
+            return wire::map(request, PAYLOAD, |payload| wire::without(payload, DNS));
+        }
+        wire::map(request, PAYLOAD, |payload| self.create_container(payload))
+    }
+
+    fn create_container(&self, payload: &[u8]) -> Result<Vec<u8>, WireError> {
+        let found = look(payload)?;
+        let mut parts = 0;
+        wire::map(payload, OCI, |spec| {
+            wire::map(spec, LINUX, |linux| {
+                parts += 1;
+                if found.network {
+                    return wire::map(linux, NAMESPACES, |entry| self.set_path(entry));
+                }
+                let mut linux = linux.to_vec();
+                if parts == found.linux_parts {
+                    wire::put(&mut linux, NAMESPACES, &self.entry());
+                }
+                Ok(linux)
+            })
+        })
+    }
+
+    fn entry(&self) -> Vec<u8> {
+        let mut entry = Vec::new();
+        wire::put(&mut entry, TYPE, b"network");
+        wire::put(&mut entry, PATH, self.podns.as_bytes());
+        entry
+    }
+
+    fn set_path(&self, entry: &[u8]) -> Result<Vec<u8>, WireError> {
+        if !is_network(entry)? {
+            return Ok(entry.to_vec());
+        }
+        let mut entry = wire::without(entry, PATH)?;
+        wire::put(&mut entry, PATH, self.podns.as_bytes());
+        Ok(entry)
+    }
+}
+
+struct Found {
+    /// How often a Linux part occurs; protobuf merges them.
+    linux_parts: usize,
+    /// Whether one of them names a network namespace.
+    network: bool,
+}
+
+fn look(payload: &[u8]) -> Result<Found, WireError> {
+    let mut found = Found { linux_parts: 0, network: false };
+    for spec in contents(payload, OCI)? {
+        for linux in contents(spec, LINUX)? {
+            found.linux_parts += 1;
+            for entry in contents(linux, NAMESPACES)? {
+                found.network |= is_network(entry)?;
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn contents(message: &[u8], number: u32) -> Result<impl Iterator<Item = &[u8]>, WireError> {
+    let all = wire::fields(message)?;
+    Ok(all.into_iter().filter(move |f| f.number == number).filter_map(|f| f.content))
+}
+
+fn is_network(entry: &[u8]) -> Result<bool, WireError> {
+    // As protobuf has it, the last one counts.
+    Ok(contents(entry, TYPE)?.last() == Some(b"network"))
+}
+
+#[cfg(test)]
+mod tests {
+    use peerpod_tunnel::link::frame::Request;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+
+    fn message(fields: &[(u32, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        fields.iter().for_each(|(number, content)| wire::put(&mut out, *number, content));
+        out
+    }
+
+    fn namespace(kind: &str, path: &str) -> Vec<u8> {
+        message(&[(TYPE, kind.as_bytes()), (PATH, path.as_bytes()), (99, b"unknown")])
+    }
+
+    fn edit(method: &str, payload: Vec<u8>) -> Edited {
+        Edits::new("/run/netns/podns".to_owned()).apply(&call(method, payload))
+    }
+
+    fn call(method: &str, payload: Vec<u8>) -> Vec<u8> {
+        let request = Request {
+            service: "grpc.AgentService".to_owned(),
+            method: method.to_owned(),
+            payload: payload.into(),
+            timeout_nano: 9,
+            ..Request::default()
+        };
+        request.encode_to_vec()
+    }
+
+    fn payload(edited: Edited) -> Vec<u8> {
+        let Edited::Other(request) = edited else { panic!("{edited:?}") };
+        let request = Request::decode(&request[..]).expect("request");
+        assert_eq!(request.timeout_nano, 9);
+        request.payload.to_vec()
+    }
+
+    #[test]
+    fn a_container_gets_the_pods_network_and_keeps_every_unknown_field() {
+        let container = |added: &[u8]| {
+            let mut linux =
+                message(&[(4, b"res"), (NAMESPACES, &namespace("ipc", "")), (77, b"l")]);
+            linux.extend_from_slice(added);
+            let spec = message(&[(1, b"1.0"), (LINUX, &linux), (88, b"s")]);
+            message(&[(1, b"id"), (OCI, &spec), (99, b"c")])
+        };
+        let entry = message(&[(TYPE, b"network"), (PATH, b"/run/netns/podns")]);
+        let after = payload(edit("CreateContainer", container(&[])));
+        assert_eq!(after, container(&message(&[(NAMESPACES, &entry)])));
+    }
+
+    #[test]
+    fn a_network_that_is_there_gets_the_pods_path() {
+        let container = |entry: &[u8]| {
+            let linux = message(&[(NAMESPACES, entry), (NAMESPACES, &namespace("ipc", "/i"))]);
+            message(&[(OCI, &message(&[(LINUX, &linux)]))])
+        };
+        let after = payload(edit("CreateContainer", container(&namespace("network", "/proc/1"))));
+        let entry = message(&[(TYPE, b"network"), (99, b"unknown"), (PATH, b"/run/netns/podns")]);
+        assert_eq!(after, container(&entry));
+    }
+
+    #[test]
+    fn of_a_spec_in_pieces_the_last_one_gets_the_entry() {
+        let piece = |linux: &[u8]| (OCI, message(&[(LINUX, linux)]));
+        let pieces = [piece(b""), (OCI, message(&[(1, b"1.0")])), piece(b"")];
+        let all: Vec<_> = pieces.iter().map(|(n, c)| (*n, &c[..])).collect();
+        let after = payload(edit("CreateContainer", message(&all)));
+        let found = look(&after).expect("look");
+        assert_eq!((found.linux_parts, found.network), (2, true));
+        assert!(after.starts_with(&message(&all[..2])), "only the last piece has changed");
+    }
+
+    #[test]
+    fn without_oci_or_linux_a_request_passes_as_it_came() {
+        assert_eq!(edit("CreateContainer", message(&[(1, b"id")])), Edited::Same);
+        let no_linux = message(&[(OCI, &message(&[(1, b"1.0")]))]);
+        assert_eq!(edit("CreateContainer", no_linux), Edited::Same);
+        assert_eq!(edit("CreateContainer", vec![]), Edited::Same);
+    }
+
+    #[test]
+    fn a_sandbox_loses_its_dns_and_nothing_else() {
+        let sandbox = message(&[(1, b"host"), (DNS, b"a"), (5, b"id"), (DNS, b"b"), (99, b"u")]);
+        let after = payload(edit("CreateSandbox", sandbox));
+        assert_eq!(after, message(&[(1, b"host"), (5, b"id"), (99, b"u")]));
+        assert_eq!(edit("CreateSandbox", message(&[(1, b"host")])), Edited::Same);
+    }
+
+    #[test]
+    fn what_does_not_parse_or_grows_too_long_is_answered_here() {
+        let broken = edit("CreateContainer", b"\x32\x7f".to_vec());
+        assert!(matches!(broken, Edited::Refused(INVALID_ARGUMENT, _)), "{broken:?}");
+        let spec = message(&[(LINUX, b"")]);
+        let filler = vec![0; MAX_PAYLOAD - 80];
+        let long = edit("CreateContainer", message(&[(OCI, &spec), (1, &filler)]));
+        assert!(matches!(long, Edited::Refused(RESOURCE_EXHAUSTED, _)));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_requests_never_panic(bytes: Vec<u8>, sandbox: bool) {
+            let method = if sandbox { "CreateSandbox" } else { "CreateContainer" };
+            let edits = Edits::new("/p".to_owned());
+            edits.apply(&bytes);
+            edits.apply(&call(method, bytes.clone()));
+            edits.apply(&call(method, message(&[(OCI, &message(&[(LINUX, &bytes)]))])));
+        }
+    }
+}
