@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use peerpod_providers::settings::Values;
 use peerpod_tunnel::link::tls::Profile;
 use podvm::initdata::Initdata;
 
@@ -104,22 +105,18 @@ pub enum LogFormat {
 }
 
 /// Which provider, and its own keys.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ProviderChoice {
     /// `local`, `aws`, …
     pub name: String,
-    /// Text of every key the provider names, by flag; defaults filled in. May hold secrets.
-    pub values: BTreeMap<String, String>,
+    /// Its own settings, found good by the provider. May hold secrets; they do not print.
+    pub values: Values,
+    /// Value of PATH, where a provider of this machine looks for its programs.
+    pub search: String,
     /// Refuse to start when the provider's check finds a problem, instead of being not ready.
     pub verify: bool,
     /// The user's own tags for every VM.
     pub tags: BTreeMap<String, String>,
-}
-
-impl std::fmt::Debug for ProviderChoice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ProviderChoice").field("name", &self.name).finish_non_exhaustive()
-    }
 }
 
 /// The link to the pod VM.
@@ -205,8 +202,6 @@ pub struct Pods {
     pub default_initdata: Option<Initdata>,
     /// Encrypted scratch disk in the VM.
     pub scratch_space: bool,
-    /// Address of a VM's second interface carries the pod's outside traffic.
-    pub external_network_via_podvm: bool,
 }
 
 /// The comparison of provider and records.

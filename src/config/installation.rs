@@ -1,0 +1,119 @@
+//! The installation id: the tag by which this daemon's VMs are known to be its own. Made once, kept
+//! in the state directory, never changed.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use super::parse::is_installation_id;
+
+const FILE: &str = "installation-id";
+
+/// Why there is no installation id.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallationError {
+    /// The kept one cannot be read.
+    #[error("read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kept one is not one. It is not replaced: VMs may carry it.
+    #[error(
+        "{0} does not hold an installation id (1 to 63 characters of a-z, 0-9 and -); put the right \
+         one there, or remove the file if no VM of this node is left"
+    )]
+    Damaged(PathBuf),
+    /// A new one cannot be kept.
+    #[error("write {path}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// The given id, or the kept one, or a new one, which then is kept.
+///
+/// # Errors
+/// When it cannot be read or kept.
+pub fn installation_id(state: &Path, given: Option<&str>) -> Result<String, InstallationError> {
+    let path = state.join(FILE);
+    let kept = read(&path)?;
+    match (given, kept) {
+        (Some(given), kept) => {
+            if let Some(kept) = kept.filter(|kept| kept != given) {
+                tracing::warn!(
+                    kept,
+                    given,
+                    "VMs tagged with the kept installation id are not ours"
+                );
+            }
+            Ok(given.to_owned())
+        }
+        (None, Some(kept)) => Ok(kept),
+        (None, None) => {
+            let id = format!("{:032x}", rand::random::<u128>());
+            write(state, &path, &id).map_err(|source| InstallationError::Write { path, source })?;
+            Ok(id)
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, InstallationError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) if is_installation_id(text.trim()) => Ok(Some(text.trim().to_owned())),
+        Ok(_) => Err(InstallationError::Damaged(path.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(InstallationError::Read { path: path.to_owned(), source }),
+    }
+}
+
+/// Whole or not at all, also across a power cut.
+fn write(state: &Path, path: &Path, id: &str) -> io::Result<()> {
+    let temporary = state.join(format!("{FILE}.new"));
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    writeln!(file, "{id}")?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    File::open(state)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_made_once_and_stays() {
+        let state = tempfile::tempdir().expect("directory");
+        let id = installation_id(state.path(), None).expect("made");
+        assert!(is_installation_id(&id) && id.len() == 32, "{id}");
+        assert_eq!(installation_id(state.path(), None).expect("kept"), id);
+        let mode = state.path().join(FILE).metadata().expect("file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_given_one_counts_and_is_not_kept() {
+        let state = tempfile::tempdir().expect("directory");
+        assert_eq!(installation_id(state.path(), Some("mine")).expect("given"), "mine");
+        assert!(!state.path().join(FILE).exists());
+    }
+
+    #[test]
+    fn a_damaged_one_is_named_and_left_alone() {
+        let state = tempfile::tempdir().expect("directory");
+        for text in ["", "Not An Id", &"x".repeat(64)] {
+            std::fs::write(state.path().join(FILE), text).expect("written");
+            let error = installation_id(state.path(), None).expect_err("damaged").to_string();
+            assert!(error.contains(FILE), "{error}");
+            assert_eq!(std::fs::read_to_string(state.path().join(FILE)).expect("kept"), text);
+        }
+    }
+}
