@@ -1,5 +1,10 @@
 //! What a call can fail with, and the one place that turns it into a ttrpc status.
 
+use peerpod_tunnel::link::frame::Response;
+
+/// Longest message that goes to a shim, in bytes; it ends up in an event of the pod.
+const MESSAGE_MAX: usize = 4096;
+
 /// Why a call failed, by the only distinction a caller can act upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FailureKind {
@@ -17,6 +22,8 @@ pub enum FailureKind {
     Unavailable,
     /// Not in this state of things.
     Precondition,
+    /// Nothing that is served here.
+    Unimplemented,
     /// Everything else.
     Internal,
 }
@@ -31,6 +38,7 @@ impl FailureKind {
             FailureKind::NotFound => 5,
             FailureKind::Exhausted => 8,
             FailureKind::Precondition => 9,
+            FailureKind::Unimplemented => 12,
             FailureKind::Internal => 13,
             FailureKind::Unavailable => 14,
         }
@@ -56,6 +64,12 @@ impl Failure {
     /// A failure that says what an error and its causes say, each once.
     pub fn caused_by(kind: FailureKind, error: &(dyn std::error::Error + 'static)) -> Self {
         Self { kind, message: chain(error) }
+    }
+
+    /// As a ttrpc answer.
+    pub(super) fn response(&self) -> Response {
+        let end = self.message.floor_char_boundary(MESSAGE_MAX);
+        Response::error(self.kind.code(), &self.message[..end])
     }
 }
 

@@ -1,37 +1,129 @@
 //! The ttrpc edge: what kata shims call, on the node's own socket behind the relay.
 //!
 //! ```text
-//!   relay ─unix─▶ serve ─ one task a connection ─ one handler a request ─▶ Sandboxes (pods)
-//!                              ▲                         │
-//!                              └── responses, any order ─┘   Failure ─codes─▶ ttrpc status
+//!   relay ─unix─▶ serve ─ one task a connection ─ one task a request ─▶ Sandboxes (pods)
+//!                              ▲                        │
+//!                              └── answers, any order ──┘   Failure ─code─▶ ttrpc status
 //! ```
+//! A caller that goes away (its connection closes) takes its requests along: their futures are
+//! dropped. When this process ends, requests stay unanswered and are dropped too, but nobody has
+//! gone: the relay sends them again to the successor. So an implementation that hears of its own
+//! shutdown takes no drop for a caller's going.
 
+mod call;
+mod connection;
 mod failure;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 pub use failure::{Failure, FailureKind, chain};
 
 use crate::proto::hypervisor::CreateVmRequest;
+use crate::shutdown::Tracker;
+use connection::Connection;
+
+/// How long accepting pauses when the process has no descriptors or memory left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What stands behind the socket. Every call is idempotent, because shims repeat them.
 ///
-/// A call's future is dropped when its caller has gone: its connection closed, or its deadline
-/// passed. Work that must not end with it (deletion, clean-up) belongs to a task of the pod's own.
+/// A call's future is dropped when its caller has gone: its connection closed, or (for create and
+/// vm_id) its deadline passed. Work that must not end with it (deletion, clean-up) belongs to a task
+/// of the pod's own. After our own shutdown has begun, a drop says nothing about the caller.
 #[async_trait]
 pub trait Sandboxes: Send + Sync + 'static {
     /// Prepares a sandbox and gives the path of its agent socket.
     async fn create(&self, request: CreateVmRequest) -> Result<String, Failure>;
 
     /// Starts its VM; returns when the agent answers. `deadline` is the time the caller has left,
-    /// `None` is without end.
+    /// `None` is without end; keeping it is up to the implementation, which can say how far it came.
     async fn start(&self, id: &str, deadline: Option<Duration>) -> Result<(), Failure>;
 
-    /// Ends it. OK for ids that are unknown or were stopped before.
+    /// Ends it. OK for ids that are unknown or were stopped before. Not cut off by the caller's
+    /// deadline.
     async fn stop(&self, id: &str) -> Result<(), Failure>;
 
     /// The cloud's id of a pod's VM. With `wait`, waits until it is known or the sandbox has gone.
     async fn vm_id(&self, namespace: &str, pod: &str, wait: bool) -> Result<String, Failure>;
 }
+
+/// What one process of ours takes from its callers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at a time; a shim has one (Rust) or one a call (Go).
+    pub connections: usize,
+    /// Unanswered requests of one connection; a Rust shim has at most four.
+    pub requests: usize,
+    /// How long a frame that has begun may take to arrive, or to be taken by the peer.
+    pub stall: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { connections: 2048, requests: 64, stall: Duration::from_secs(10) }
+    }
+}
+
+/// Serves until `shutdown`; then all connections are closed, their requests unanswered.
+pub async fn serve(
+    listener: UnixListener,
+    sandboxes: Arc<dyn Sandboxes>,
+    limits: Limits,
+    shutdown: CancellationToken,
+    tracker: Tracker,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    for number in 0_u64.. {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "accepting a hypervisor connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(reason) = admit(&stream) {
+            tracing::warn!(connection = number, reason, "hypervisor connection refused");
+            continue;
+        }
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            let limit = limits.connections;
+            tracing::warn!(connection = number, limit, "too many hypervisor connections: refused");
+            continue;
+        };
+        let connection = Connection {
+            number,
+            sandboxes: Arc::clone(&sandboxes),
+            limits,
+            shutdown: shutdown.clone(),
+            tracker: tracker.clone(),
+        };
+        tracker.spawn("hypervisor connection", async move {
+            connection.run(stream).await;
+            drop(place);
+        });
+    }
+}
+
+/// Only root and our own user may call, whatever the socket's mode.
+fn admit(stream: &UnixStream) -> Result<(), &'static str> {
+    let uid = stream.peer_cred().map_err(|_| "the kernel does not say who the peer is")?.uid();
+    if uid == 0 || uid == nix::unistd::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err("the peer is another user")
+}
+
+#[cfg(test)]
+mod tests;
