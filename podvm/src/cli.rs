@@ -207,7 +207,9 @@ fn two_dashes(argument: OsString) -> OsString {
 fn long_name_behind_one_dash(text: &str) -> bool {
     let Some(name) = text.strip_prefix('-') else { return false };
     let name = name.split('=').next().unwrap_or_default();
-    name.len() > 1 && name.starts_with(|c: char| c.is_ascii_lowercase())
+    let mut letters = name.chars().map(|c| c.is_ascii_lowercase());
+    // "-t7" is a short name with its value.
+    letters.next() == Some(true) && letters.next() == Some(true)
 }
 
 #[cfg(test)]
@@ -249,6 +251,7 @@ mod tests {
     fn user_data_are_processed_under_upstreams_name() {
         for line in [
             "process-user-data provision-files -t 7",
+            "process-user-data provision-files -t7",
             "podvm process-user-data provision-files --user-data-fetch-timeout=7",
         ] {
             let Command::ProcessUserData(args) = parse(line).expect("parse").command else {

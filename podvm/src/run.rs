@@ -98,7 +98,8 @@ async fn listen_and_serve(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let forwarder = Forwarder::bind(settings(args, config), tls).await?;
-    tracing::info!(listening = ?forwarder.address(), "forwarder serves");
+    let address = forwarder.address().map(|a| a.to_string()).unwrap_or_default();
+    tracing::info!(%address, "forwarder serves");
     notify(&[sd_notify::NotifyState::Ready]);
     forwarder.serve(stop).await;
     Ok(())

@@ -66,6 +66,8 @@ pub(super) async fn serve(
         None => Box::pin(forward(stream, shared, stop)).await,
         Some(acceptor) => {
             let handshake = async {
+                // A peer that says nothing takes nobody's turn.
+                stream.get_ref().readable().await?;
                 // The semaphore is never closed; without a permit nothing is lost but the bound.
                 let _turn = shared.handshakes.acquire().await.ok();
                 acceptor.accept(stream).await
