@@ -62,31 +62,22 @@ pub(super) async fn serve(
         tracing::debug!(%peer, "socket options: {error}");
     }
     let stream = BufReader::with_capacity(SOCKET_READ, tcp);
-    let end = match &shared.tls {
-        None => Box::pin(forward(stream, shared, stop)).await,
-        Some(acceptor) => {
-            let handshake = async {
-                // A peer that says nothing takes nobody's turn.
-                stream.get_ref().readable().await?;
-                // The semaphore is never closed; without a permit nothing is lost but the bound.
-                let _turn = shared.handshakes.acquire().await.ok();
-                acceptor.accept(stream).await
-            };
-            match tokio::time::timeout(HANDSHAKE, handshake).await {
-                Ok(Ok(stream)) => Box::pin(forward(stream, shared, stop)).await,
-                Ok(Err(error)) => {
-                    return shared.notices.say(|| tracing::warn!(%peer, "TLS handshake: {error}"));
-                }
-                Err(_) => {
-                    let line = || tracing::warn!(%peer, "TLS handshake: none in {HANDSHAKE:?}");
-                    return shared.notices.say(line);
-                }
-            }
-        }
+    let Some(acceptor) = &shared.tls else {
+        return Box::pin(forward(stream, peer, shared, stop)).await;
     };
-    match end {
-        End::Worker | End::Agent | End::Stopped => tracing::debug!(%peer, "closed: {end}"),
-        _ => shared.notices.say(|| tracing::warn!(%peer, "closed: {end}")),
+    let handshake = async {
+        // A peer that says nothing takes nobody's turn.
+        stream.get_ref().peek(&mut [0]).await?;
+        // The semaphore is never closed; without a permit nothing is lost but the bound.
+        let _turn = shared.handshakes.acquire().await.ok();
+        acceptor.accept(stream).await
+    };
+    match tokio::time::timeout(HANDSHAKE, handshake).await {
+        Ok(Ok(stream)) => Box::pin(forward(stream, peer, shared, stop)).await,
+        Ok(Err(error)) => shared.notices.say(|| tracing::warn!(%peer, "TLS handshake: {error}")),
+        Err(_) => {
+            shared.notices.say(|| tracing::warn!(%peer, "TLS handshake: none in {HANDSHAKE:?}"));
+        }
     }
 }
 
@@ -100,7 +91,7 @@ fn tune(tcp: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn forward<S>(stream: S, shared: &Shared, stop: &CancellationToken) -> End
+async fn forward<S>(stream: S, peer: SocketAddr, shared: &Shared, stop: &CancellationToken)
 where
     S: AsyncRead + AsyncWrite,
 {
@@ -110,6 +101,10 @@ where
         end = converse(&mut from, &mut to, shared, &moves) => end,
         () = quiet(stop, &moves) => End::Stopped,
     };
+    match end {
+        End::Worker | End::Agent | End::Stopped => tracing::debug!(%peer, "closed: {end}"),
+        _ => shared.notices.say(|| tracing::warn!(%peer, "closed: {end}")),
+    }
     // Reading on until the worker closes keeps the kernel from resetting the connection, which would
     // take our last bytes with it.
     let farewell = async {
@@ -118,7 +113,6 @@ where
         }
     };
     let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    end
 }
 
 /// Ends when the process is to stop and nothing moves any more.
