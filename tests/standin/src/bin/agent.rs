@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use peerpod_standin::agent::{Agent, Options};
+use peerpod_standin::lab::isolate::{self, Stage};
 use peerpod_standin::lab::survey::Survey;
+use peerpod_standin::lab::{Binaries, Lab};
 use peerpod_standin::tool::{self, ExecIn, Tool};
 
 /// Behaves like a kata-agent on the wire; isolates nothing.
@@ -45,6 +47,18 @@ enum Command {
     Tool(Tool),
     /// Enters a network namespace and becomes another program.
     ExecIn(ExecIn),
+    /// Runs a command inside namespaces of its own, as a lab does for an ordinary user.
+    Isolated {
+        /// The program and its arguments; `standin-agent` is this very one.
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Makes a lab, says where it is, and takes it away when stdin ends.
+    Lab {
+        /// Pods in it.
+        #[arg(long, default_value_t = 1)]
+        pods: u8,
+    },
     /// Looks for what a daemon has left behind and prints it as JSON.
     Survey(Survey),
 }
@@ -60,6 +74,11 @@ fn main() -> ExitCode {
                 return ExitCode::from(127);
             }
         },
+        Some(Command::Isolated { command }) => match isolated(&command) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
+        Some(Command::Lab { pods }) => lab(pods),
         Some(Command::Survey(survey)) => survey.print(),
         None => arguments.serve.run(),
     };
@@ -70,6 +89,34 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn isolated(command: &[String]) -> anyhow::Result<ExitCode> {
+    if let Stage::Ended(code) = isolate::enter()? {
+        return Ok(code);
+    }
+    let (program, arguments) = command.split_first().context("no program")?;
+    let itself = program == "standin-agent";
+    let path = if itself { "/proc/self/exe" } else { program.as_str() };
+    #[allow(clippy::disallowed_methods, reason = "starting a program is its purpose")]
+    let status = std::process::Command::new(path).args(arguments).status();
+    let status = status.with_context(|| format!("start {program}"))?;
+    Ok(ExitCode::from(status.code().and_then(|c| u8::try_from(c).ok()).unwrap_or(1)))
+}
+
+fn lab(pods: u8) -> anyhow::Result<u8> {
+    let own = std::env::current_exe().context("where the program lies")?;
+    let binaries = Binaries { peerpodd: own.clone(), podvm: own.clone(), agent: own };
+    tokio::runtime::Runtime::new().context("start the runtime")?.block_on(async {
+        let lab = Lab::new(binaries).await?;
+        for number in 0..pods {
+            lab.add_pod(number).await?;
+        }
+        let uid = nix::unistd::geteuid();
+        println!("{pods} pods in {}, uid {uid}", lab.dir().path().display());
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).context("wait for the end")?;
+        Ok(0)
+    })
 }
 
 impl Serve {

@@ -1,0 +1,347 @@
+//! The daemon under test: started in the worker's namespace, watched, killed, stopped.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::network::{Failed, spawn_in};
+use super::{Lab, Network, blocking, processes, wait_for};
+
+/// How long it may take to become ready, to come back, to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The daemon's probes; in a namespace of its own the usual port is free.
+const PROBES: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
+
+/// As what it is started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// `peerpodd run`, the parent of both.
+    #[default]
+    Run,
+    /// `peerpodd relay` and `peerpodd node`, each by itself.
+    Separate,
+}
+
+/// How it is started.
+#[derive(Clone, Debug, Default)]
+pub struct DaemonOptions {
+    /// One process or two.
+    pub mode: Mode,
+    /// How long a VM pretends to boot.
+    pub boot_delay: Duration,
+    /// Further arguments, of `node` and `run` only.
+    pub arguments: Vec<String>,
+    /// Further environment.
+    pub environment: Vec<(String, String)>,
+}
+
+/// A running daemon. Dropping it kills its processes; VMs stay, as the real ones do.
+#[derive(Debug)]
+pub struct Daemon {
+    lab: Lab,
+    options: DaemonOptions,
+    run: Option<Child>,
+    relay: Option<Child>,
+    node: Option<Child>,
+}
+
+impl Daemon {
+    /// Starts it and does not wait.
+    ///
+    /// # Errors
+    /// When a program cannot be started.
+    pub async fn spawn(lab: &Lab, options: DaemonOptions) -> anyhow::Result<Self> {
+        let mut daemon = Self { lab: lab.clone(), options, run: None, relay: None, node: None };
+        match daemon.options.mode {
+            Mode::Run => daemon.run = Some(daemon.start("run").await?),
+            Mode::Separate => {
+                daemon.relay = Some(daemon.start("relay").await?);
+                daemon.node = Some(daemon.start("node").await?);
+            }
+        }
+        Ok(daemon)
+    }
+
+    async fn start(&self, what: &str) -> anyhow::Result<Child> {
+        let mut command = self.command(what);
+        let path = self.lab.dir().logs().join(format!("{what}.log"));
+        let log = OpenOptions::new().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("open {}", path.display()))?;
+        let both = log.try_clone().context("second handle on a log")?;
+        // Ctrl-C on the terminal is for the demo, which then stops the daemon in order.
+        command.process_group(0).stdin(Stdio::null()).stdout(log).stderr(both);
+        let network = self.lab.network().clone();
+        blocking(move || spawn_in(network.worker(), &mut command)).await
+    }
+
+    /// `peerpodd` with a subcommand and all settings of this lab.
+    pub fn command(&self, what: &str) -> Command {
+        let (dir, binaries) = (self.lab.dir(), self.lab.binaries());
+        #[allow(clippy::disallowed_methods, reason = "starts the daemon under test")]
+        let mut command = Command::new(&binaries.peerpodd);
+        command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("NODE_NAME", "worker");
+        let plain = [
+            ("REMOTE_HYPERVISOR_ENDPOINT", dir.socket()),
+            ("PODS_DIR", dir.pods()),
+            ("PEERPODD_RUN_DIR", dir.run()),
+            ("PEERPODD_STATE_DIR", dir.state()),
+            ("LOCAL_STATE_DIR", dir.local()),
+            ("LOCAL_PODVM", binaries.podvm.clone()),
+            ("LOCAL_AGENT", binaries.agent.clone()),
+        ];
+        let delay = format!("{}ms", self.options.boot_delay.as_millis());
+        command
+            .arg(what)
+            .envs(plain)
+            .env("CLOUD_PROVIDER", "local")
+            .env("LOCAL_BOOT_DELAY", delay)
+            .env("PEERPODD_ALLOW_VOLATILE_STATE", "true")
+            .env("PEERPODS_LIMIT_PER_NODE", "-1")
+            .envs(self.options.environment.iter().cloned());
+        if what != "relay" {
+            command.args(&self.options.arguments);
+        }
+        command
+    }
+
+    /// Waits until the node says it is ready and the shims' socket is there.
+    ///
+    /// # Errors
+    /// When a process has ended or the time is over; the message has the end of the logs.
+    pub async fn ready(&mut self) -> anyhow::Result<()> {
+        let (network, socket) = (self.lab.network().clone(), self.lab.dir().socket());
+        let begin = std::time::Instant::now();
+        loop {
+            if let Some(ended) = self.ended()? {
+                bail!("the daemon has ended: {ended}\n{}", self.log_tail());
+            }
+            let last = match get(&network, "/readyz").await {
+                Ok((200, _)) if socket.exists() => return Ok(()),
+                Ok((code, text)) => format!("{code} {text}"),
+                Err(error) => format!("{error:#}"),
+            };
+            if begin.elapsed() > PATIENCE {
+                bail!("not ready within {PATIENCE:?} ({last})\n{}", self.log_tail());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn ended(&mut self) -> anyhow::Result<Option<String>> {
+        for (name, child) in
+            [("run", &mut self.run), ("relay", &mut self.relay), ("node", &mut self.node)]
+        {
+            let Some(child) = child else { continue };
+            if let Some(status) = child.try_wait().with_context(|| format!("look at {name}"))? {
+                return Ok(Some(format!("{name}: {status}")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// GET from the node's probes: status code and body.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub async fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        get(self.lab.network(), path).await
+    }
+
+    /// Runs `peerpodd WORDS…` on the worker, with the daemon's settings.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn peerpodd(&self, words: &[&str]) -> anyhow::Result<Output> {
+        let (first, rest) = words.split_first().context("no subcommand")?;
+        let mut command = self.command(first);
+        command.args(rest).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let network = self.lab.network().clone();
+        blocking(move || {
+            let child = spawn_in(network.worker(), &mut command)?;
+            child.wait_with_output().context("wait for peerpodd")
+        })
+        .await
+    }
+
+    /// Process id of `peerpodd run`, if that is how it was started.
+    pub fn run_pid(&self) -> Option<i32> {
+        self.run.as_ref().and_then(|c| i32::try_from(c.id()).ok())
+    }
+
+    /// Process id of the node process, if one lives.
+    pub fn node_pid(&self) -> Option<i32> {
+        self.part("node", self.node.as_ref())
+    }
+
+    /// Process id of the relay process, if one lives.
+    pub fn relay_pid(&self) -> Option<i32> {
+        self.part("relay", self.relay.as_ref())
+    }
+
+    fn part(&self, word: &str, own: Option<&Child>) -> Option<i32> {
+        if let Some(own) = own {
+            return i32::try_from(own.id()).ok();
+        }
+        let children = processes::children(self.run_pid()?);
+        children.iter().find(|p| p.command.get(1).is_some_and(|w| w == word)).map(|p| p.pid)
+    }
+
+    /// Kills the node process (`kill -9`) and returns once it is dead. `peerpodd run` starts another
+    /// one; a separate one is started by [`Daemon::start_node`].
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn kill_node(&mut self) -> anyhow::Result<i32> {
+        let pid = self.node_pid().context("no node process lives")?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).context("kill the node process")?;
+        if let Some(mut node) = self.node.take() {
+            blocking(move || node.wait().context("bury the node process")).await?;
+        }
+        let gone = blocking(move || Ok(processes::gone_within(pid, PATIENCE))).await?;
+        ensure!(gone, "the node process survives SIGKILL");
+        Ok(pid)
+    }
+
+    /// Kills the relay process likewise.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn kill_relay(&mut self) -> anyhow::Result<i32> {
+        let pid = self.relay_pid().context("no relay process lives")?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).context("kill the relay process")?;
+        if let Some(mut relay) = self.relay.take() {
+            blocking(move || relay.wait().context("bury the relay process")).await?;
+        }
+        let gone = blocking(move || Ok(processes::gone_within(pid, PATIENCE))).await?;
+        ensure!(gone, "the relay process survives SIGKILL");
+        Ok(pid)
+    }
+
+    /// Starts a node process where none lives ([`Mode::Separate`]), with other options if given.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_node(&mut self, options: Option<DaemonOptions>) -> anyhow::Result<()> {
+        ensure!(self.options.mode == Mode::Separate && self.node.is_none(), "a node process lives");
+        if let Some(options) = options {
+            self.options = DaemonOptions { mode: Mode::Separate, ..options };
+        }
+        self.node = Some(self.start("node").await?);
+        Ok(())
+    }
+
+    /// Starts a relay process where none lives ([`Mode::Separate`]).
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_relay(&mut self) -> anyhow::Result<()> {
+        ensure!(self.options.mode == Mode::Separate && self.relay.is_none(), "a relay lives");
+        self.relay = Some(self.start("relay").await?);
+        Ok(())
+    }
+
+    /// Waits until a node process other than `old` lives and says it is ready.
+    ///
+    /// # Errors
+    /// When none comes in time.
+    pub async fn successor_of(&mut self, old: i32) -> anyhow::Result<i32> {
+        let this = &*self;
+        let find = || async move { Ok(this.node_pid().filter(|pid| *pid != old)) };
+        let pid = wait_for("another node process", PATIENCE, find).await;
+        let pid = pid.map_err(|e| e.context(self.log_tail()))?;
+        self.ready().await?;
+        Ok(pid)
+    }
+
+    /// Ends it in order (SIGTERM) and returns once all of it has ended.
+    ///
+    /// # Errors
+    /// When it takes too long or does not end well.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        for (name, child) in
+            [("run", self.run.take()), ("node", self.node.take()), ("relay", self.relay.take())]
+        {
+            let Some(mut child) = child else { continue };
+            let pid = i32::try_from(child.id()).context("process id")?;
+            kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("end {name}"))?;
+            let ended = blocking(move || {
+                let gone = processes::gone_within(pid, PATIENCE);
+                if !gone {
+                    let _ = child.kill();
+                }
+                let status = child.wait().context("bury a daemon process")?;
+                Ok(gone.then_some(status))
+            });
+            match ended.await? {
+                None => bail!("{name} does not end on SIGTERM\n{}", self.log_tail()),
+                Some(status) if !status.success() => {
+                    bail!("{name} ends with {status}\n{}", self.log_tail())
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The last lines of every log, for messages.
+    pub fn log_tail(&self) -> String {
+        log_tail(&self.lab.dir().logs(), 25)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // `run` first, or it would start its children again.
+        for child in [&mut self.run, &mut self.node, &mut self.relay].into_iter().flatten() {
+            let parts = processes::children(i32::try_from(child.id()).unwrap_or_default());
+            let _ = child.kill();
+            let _ = child.wait();
+            processes::kill_all(&parts);
+        }
+    }
+}
+
+/// The last lines of every log in a directory.
+pub fn log_tail(dir: &Path, lines: usize) -> String {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = files.map(|f| f.path()).collect();
+    paths.sort();
+    let tails = paths.iter().map(|path| {
+        let text = std::fs::read(path).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let all: Vec<&str> = text.lines().collect();
+        let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
+        format!("--- {}\n{}", path.display(), last.join("\n"))
+    });
+    tails.collect::<Vec<_>>().join("\n")
+}
+
+async fn get(network: &Arc<Network>, path: &str) -> anyhow::Result<(u16, String)> {
+    let (network, path) = (network.clone(), path.to_owned());
+    let ask = move || -> anyhow::Result<(u16, String)> {
+        let connect = || {
+            TcpStream::connect_timeout(&PROBES, Duration::from_secs(1))
+                .map_err(|e| Failed(e.into()))
+        };
+        let mut stream = network.worker().run(connect).context("connect to the probes")?;
+        let limit = Some(Duration::from_secs(5));
+        stream.set_read_timeout(limit).context("set a time limit")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n")
+            .context("ask")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).context("read the answer")?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+        let code = head.split(' ').nth(1).and_then(|c| c.parse().ok()).context("no HTTP status")?;
+        Ok((code, body.to_owned()))
+    };
+    blocking(ask).await
+}

@@ -1,0 +1,149 @@
+//! Frames that nobody has a right to send, and the daemon's filter against them.
+//!
+//! ```text
+//!   stranger ── UDP: VXLAN( pod's MAC → cni0's MAC: pod's IP → gateway, UDP "forged" ) ──▶ worker
+//! ```
+
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::time::Duration;
+
+use anyhow::Context;
+use peerpod_netlink::nft::{Batch, Counter, Family, Nft, Table};
+use peerpod_netlink::{Error, Handle, Vxlan};
+
+use super::network::{Failed, GATEWAY, Network, PodNet, STRANGER, WORKER};
+
+/// The daemon's table in the worker's namespace, and its set of guarded tunnels.
+const TABLE: Table<'static> = Table { family: Family::Inet, name: "peerpod" };
+const GUARDED: &str = "vnis";
+/// Where a forged packet would arrive.
+const PORT: u16 = 8765;
+/// What it carries.
+pub const PAYLOAD: &[u8] = b"forged";
+
+/// A listener on the worker that forged packets are meant for.
+#[derive(Debug)]
+pub struct Victim(UdpSocket);
+
+impl Victim {
+    /// Listens on the pods' gateway.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn listen(network: &Network) -> anyhow::Result<Self> {
+        let at = SocketAddrV4::new(GATEWAY, PORT);
+        let socket = network.worker().run(|| UdpSocket::bind(at).map_err(|e| Failed(e.into())));
+        Ok(Self(socket.context("listen for forged packets")?))
+    }
+
+    /// Whether a forged packet arrives within `limit`.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn hears(&self, limit: Duration) -> anyhow::Result<bool> {
+        self.0.set_read_timeout(Some(limit)).context("set a time limit")?;
+        let mut buffer = [0; 64];
+        match self.0.recv(&mut buffer) {
+            Ok(read) => Ok(&buffer[..read] == PAYLOAD),
+            Err(e) if matches!(e.raw_os_error(), Some(nix::libc::EAGAIN)) => Ok(false),
+            Err(e) => Err(e).context("listen for forged packets"),
+        }
+    }
+}
+
+/// Sends one frame for the pod's tunnel from the third address.
+///
+/// # Errors
+/// When the pod has no tunnel, or sending fails.
+pub fn send(network: &Network, pod: &PodNet) -> anyhow::Result<()> {
+    let vxlan = tunnel(pod)?;
+    let own = pod.open()?.run(|| Handle::here()?.link("eth0"))?;
+    let bridge = network.worker().run(|| Handle::here()?.link("cni0"))?;
+    let source = own.mac.context("the pod's MAC")?.0;
+    let target = bridge.mac.context("the bridge's MAC")?.0;
+    let frame = frame(vxlan.vni, source, target, pod);
+    let send = || -> std::io::Result<()> {
+        let socket = UdpSocket::bind(SocketAddrV4::new(STRANGER, 0))?;
+        socket.send_to(&frame, SocketAddr::from((WORKER, vxlan.port)))?;
+        Ok(())
+    };
+    network.cluster().run(|| send().map_err(|e| Failed(e.into()))).context("send a forged frame")
+}
+
+fn tunnel(pod: &PodNet) -> anyhow::Result<Vxlan> {
+    pod.device()?.vxlan.context("the pod's tunnel device is no VXLAN device")
+}
+
+fn frame(vni: u32, source: [u8; 6], target: [u8; 6], pod: &PodNet) -> Vec<u8> {
+    let length = |n: usize| u16::try_from(n).unwrap_or(u16::MAX).to_be_bytes();
+    let mut ip = vec![0x45, 0];
+    ip.extend(length(28 + PAYLOAD.len()));
+    ip.extend([0, 1, 0, 0, 64, 17, 0, 0]);
+    ip.extend(pod.ip.octets());
+    ip.extend(GATEWAY.octets());
+    let sum: u32 = ip.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let sum = !u16::try_from(folded & 0xffff).unwrap_or_default();
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    let mut frame = vec![0x08, 0, 0, 0];
+    frame.extend(&vni.to_be_bytes()[1..]);
+    frame.push(0);
+    frame.extend(target);
+    frame.extend(source);
+    frame.extend([0x08, 0x00]);
+    frame.extend(ip);
+    frame.extend(5000u16.to_be_bytes());
+    frame.extend(PORT.to_be_bytes());
+    frame.extend(length(8 + PAYLOAD.len()));
+    frame.extend([0, 0]);
+    frame.extend(PAYLOAD);
+    frame
+}
+
+/// What the filter has dropped so far, of all tunnels together.
+///
+/// # Errors
+/// When there is no filter.
+pub fn dropped(network: &Network) -> Result<Counter, Error> {
+    let counters = network.worker().run(|| Nft::counters(TABLE, "input"))?;
+    Ok(counters.last().copied().unwrap_or_default())
+}
+
+/// The pod's tunnel without its filter, until [`Opened::close`].
+#[derive(Debug)]
+pub struct Opened {
+    elements: Vec<(Vec<u8>, String)>,
+}
+
+impl Opened {
+    /// Takes the filter of the pod's tunnel away; those of others stay.
+    ///
+    /// # Errors
+    /// When the filter does not know the tunnel.
+    pub fn open(network: &Network, pod: &PodNet) -> anyhow::Result<Self> {
+        let vxlan = tunnel(pod)?;
+        let vni = &vxlan.vni.to_be_bytes()[1..];
+        let all = network.worker().run(|| Nft::elements(TABLE, GUARDED))?;
+        // A key is port and VNI, each in 4 bytes of its own.
+        let mine = all.into_iter().filter(|(key, _)| key.get(4..7) == Some(vni));
+        let elements: Vec<_> = mine.collect();
+        anyhow::ensure!(!elements.is_empty(), "the source filter does not know VNI {}", vxlan.vni);
+        let batch = elements
+            .iter()
+            .fold(Batch::new(), |batch, (key, _)| batch.delete_element(TABLE, GUARDED, key));
+        network.worker().run(|| batch.send("open the source filter"))?;
+        Ok(Self { elements })
+    }
+
+    /// Puts the filter back as it was.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn close(self, network: &Network) -> Result<(), Error> {
+        let batch = self
+            .elements
+            .iter()
+            .fold(Batch::new(), |batch, (key, owner)| batch.element(TABLE, GUARDED, key, owner));
+        network.worker().run(|| batch.send("close the source filter"))
+    }
+}
