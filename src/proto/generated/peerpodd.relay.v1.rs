@@ -147,7 +147,7 @@ pub struct Held {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FromNode {
-    #[prost(oneof = "from_node::Message", tags = "1, 2")]
+    #[prost(oneof = "from_node::Message", tags = "1, 2, 3")]
     pub message: ::core::option::Option<from_node::Message>,
 }
 /// Nested message and enum types in `FromNode`.
@@ -158,6 +158,8 @@ pub mod from_node {
         Attached(super::Attached),
         #[prost(message, tag = "2")]
         Edited(super::EditReply),
+        #[prost(message, tag = "3")]
+        Ready(super::Ready),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -174,6 +176,9 @@ pub struct Attached {
     #[prost(uint64, tag = "4")]
     pub instance: u64,
 }
+/// Pending is read: from now on requests are passed on to node_socket.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ready {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EditReply {
     #[prost(uint64, tag = "1")]

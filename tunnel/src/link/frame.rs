@@ -145,6 +145,11 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { inner, buffer: BytesMut::new(), stall }
     }
 
+    /// What is read from.
+    pub fn get_ref(&self) -> &R {
+        &self.inner
+    }
+
     /// The next frame, or `None` at a clean end. Cancel-safe: what was read stays in the buffer.
     ///
     /// # Errors

@@ -1,0 +1,205 @@
+//! The hypervisor socket: passes the frames of each shim connection to the node process, and knows
+//! which requests a node process that died has left unanswered.
+//!
+//! ```text
+//!   shim ─▶ read ─▶ queue (unanswered) ─▶ send ─▶ node.sock      one connection there per one here,
+//!   shim ◀─ write ◀──── answers ◀──────── receive ◀┘             made when there is something to send
+//!
+//!   away ──Ready──▶ dial ──▶ joined ──broken / another node process──▶ away (all unanswered: unsent)
+//! ```
+//!
+//! Reading goes on while the node is away, until the queue is full. Answers are passed on whole or
+//! not at all. Only requests are looked into: which sandbox and method they name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use peerpod_tunnel::link::frame::{Frame, FrameError, FrameReader, Kind, Request};
+use peerpod_tunnel::link::wire;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, watch};
+
+use super::hub::{Guard, Hub, Node, Side};
+use super::pipe::hung_up;
+use super::queue::Queue;
+use crate::proto::{hypervisor, relay as proto};
+use crate::request::SandboxId;
+
+/// How long the rest of a frame may take.
+const STALL: Duration = Duration::from_secs(30);
+/// How long a request of a shim that has closed may still take to reach the node.
+const LAST_CALL: Duration = Duration::from_secs(1);
+/// Pause before the node's socket is dialled again.
+const REDIAL: Duration = Duration::from_millis(100);
+/// Connections that a node process may break in a row without answering anything, before the shim's
+/// connection is taken for the reason and closed.
+const FRUITLESS: u32 = 8;
+/// Sandboxes that one connection may name; a shim names one.
+const NAMES: usize = 64;
+/// Answers on their way to the shim.
+const ANSWERS: usize = 4;
+/// Field of all three calls that holds the sandbox.
+const ID: u32 = 1;
+
+/// Serves one shim connection until the shim closes it.
+pub(super) async fn converse(hub: Arc<Hub>, shim: UnixStream) {
+    let (read, write) = shim.into_split();
+    let queue = Queue::default();
+    let (answers, ready) = mpsc::channel(ANSWERS);
+    let reading = async {
+        let end = read_shim(&hub, &queue, read).await;
+        // A shim that is in a hurry does not wait for the answer to its last call.
+        let _ = tokio::time::timeout(LAST_CALL, queue.all_sent()).await;
+        end
+    };
+    tokio::select! {
+        end = reading => match end {
+            Ok(()) => tracing::debug!("a shim closed its hypervisor connection"),
+            Err(e) => tracing::warn!(error = %e, "hypervisor connection closed"),
+        },
+        () = keep_node(&hub, &queue, answers) => {}
+        end = write_shim(write, ready) => {
+            tracing::debug!(?end, "a shim takes no more answers");
+        }
+    }
+}
+
+async fn read_shim(hub: &Arc<Hub>, queue: &Queue, read: OwnedReadHalf) -> Result<(), FrameError> {
+    let mut named = BTreeMap::new();
+    let mut reader = FrameReader::new(read, Some(STALL));
+    loop {
+        if !room(queue, reader.get_ref()).await {
+            return Ok(());
+        }
+        let Some(frame) = reader.next().await? else { return Ok(()) };
+        let pending = match frame.kind {
+            Kind::Request => call(&frame)?,
+            Kind::Response | Kind::Data => None,
+        };
+        if let Some(call) = &pending {
+            name(hub, &mut named, &call.sandbox);
+        }
+        hub.counters.requests.add(u64::from(frame.kind == Kind::Request));
+        queue.push(frame, pending.map(|call| hub.wait_for(call)));
+    }
+}
+
+/// Waits for room; false when the shim is gone meanwhile.
+async fn room(queue: &Queue, shim: &OwnedReadHalf) -> bool {
+    loop {
+        tokio::select! {
+            biased;
+            () = queue.room() => return true,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                if hung_up(shim.as_ref()) {
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+/// Which sandbox a request is about, if it is a hypervisor call that says so.
+fn call(frame: &Frame) -> Result<Option<proto::PendingCall>, FrameError> {
+    let request = Request::parse(&frame.payload)?;
+    if request.service != hypervisor::SERVICE {
+        return Ok(None);
+    }
+    let id = wire::text(&request.payload, ID).filter(|id| SandboxId::parse(id).is_ok());
+    let call = |id: &str| proto::PendingCall { sandbox: id.to_owned(), method: request.method };
+    Ok(id.map(call))
+}
+
+/// Binds the connection to a sandbox.
+fn name(hub: &Arc<Hub>, named: &mut BTreeMap<String, Guard>, sandbox: &str) {
+    if !named.contains_key(sandbox) && named.len() < NAMES {
+        named.insert(sandbox.to_owned(), hub.enter(sandbox, Side::Hypervisor));
+    }
+}
+
+async fn write_shim(
+    mut write: OwnedWriteHalf,
+    mut ready: mpsc::Receiver<Frame>,
+) -> std::io::Result<()> {
+    while let Some(frame) = ready.recv().await {
+        frame.write(&mut write).await?;
+    }
+    Ok(())
+}
+
+/// Joins the queue to one node process after the other. Ends when that has no use.
+async fn keep_node(hub: &Hub, queue: &Queue, answers: mpsc::Sender<Frame>) {
+    let mut node = hub.node();
+    let (mut fruitless, mut generation) = (0, 0);
+    loop {
+        queue.work().await;
+        let Ok(target) = node.wait_for(|node| node.attached).await.map(|node| node.clone()) else {
+            return;
+        };
+        if target.generation != generation {
+            (fruitless, generation) = (0, target.generation);
+        }
+        let before = queue.answers();
+        match UnixStream::connect(&target.socket).await {
+            Ok(stream) => {
+                joined(queue, stream, &answers, &mut node, target.instance).await;
+                hub.counters.replayed.add(queue.send_again());
+                fruitless = if queue.answers() == before { fruitless + 1 } else { 0 };
+            }
+            Err(e) => tracing::debug!(socket = %target.socket.display(), error = %e, "node socket"),
+        }
+        if fruitless >= FRUITLESS {
+            tracing::warn!("the node process breaks off on this connection's requests; closed");
+            return;
+        }
+        // Another node process is dialled at once.
+        let _ = tokio::time::timeout(REDIAL, node.changed()).await;
+    }
+}
+
+/// Returns when the connection breaks or another node process takes over.
+async fn joined(
+    queue: &Queue,
+    stream: UnixStream,
+    answers: &mpsc::Sender<Frame>,
+    node: &mut watch::Receiver<Node>,
+    instance: u64,
+) {
+    let (read, mut write) = stream.into_split();
+    let send = async {
+        loop {
+            let frame = queue.next().await;
+            if frame.write(&mut write).await.is_err() {
+                return;
+            }
+            queue.written();
+        }
+    };
+    let receive = async {
+        let mut reader = FrameReader::new(read, None);
+        // A place for the answer first: once taken off the queue it must reach the shim.
+        while let Ok(place) = answers.reserve().await {
+            match reader.next().await {
+                Ok(Some(frame)) => {
+                    if frame.kind == Kind::Response {
+                        queue.answered(frame.stream);
+                    }
+                    place.send(frame);
+                }
+                Ok(None) => return,
+                Err(e) => {
+                    tracing::debug!(error = %e, "the node's connection broke");
+                    return;
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = send => {}
+        () = receive => {}
+        // Its sender lives as long as the relay.
+        _ = node.wait_for(|node| node.attached && node.instance != instance) => {}
+    }
+}

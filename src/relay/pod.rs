@@ -1,0 +1,271 @@
+//! One sandbox: its agent socket, its shim's connections and its links to the VM.
+//!
+//! ```text
+//!                 ┌ held ──target known──▶ silent ──first byte──▶ spoken ──link stands──▶ joined ┐
+//!   accepted ─────┤ (unread)               (not dialled,          (dialled until           (pipe) │
+//!                 │                         not counted)           give_up)                       │
+//!                 └──────────────── closed: shim gone, VM's end, given up, Close ◀────────────────┘
+//! ```
+//!
+//! Connect makes one link ahead, so that it can say whether the VM can be reached; the first
+//! connection that speaks gets it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::socket::{MsgFlags, recv};
+use std::os::fd::AsRawFd;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::counters::Traffic;
+use super::edit;
+use super::hub::{Hub, Side};
+use super::link::{DialError, Link, Target};
+use super::pipe::{End, Pipe, hung_up};
+use super::sockets::{Allowed, Bound};
+use crate::proto::relay as proto;
+use crate::shutdown::Tracker;
+use proto::to_node::Message;
+
+/// Connections one sandbox may hold; a shim needs two.
+const CONNECTIONS: usize = 512;
+/// At most one LinkDown in this time.
+const DOWN_EVERY: Duration = Duration::from_millis(100);
+/// Pauses between attempts to reach the VM again: the first, doubled up to the last.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// See the head of this file.
+#[derive(Debug)]
+pub(super) struct Pod {
+    pub(super) sandbox: String,
+    pub(super) path: PathBuf,
+    pub(super) edit_methods: Vec<String>,
+    pub(super) traffic: Traffic,
+    target: watch::Sender<Option<Arc<Target>>>,
+    ahead: Mutex<Option<Link>>,
+    /// One Connect at a time.
+    connecting: tokio::sync::Mutex<()>,
+    down: Mutex<Down>,
+    closed: CancellationToken,
+    accepting: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Down {
+    told: Option<proto::LinkDown>,
+    when: Option<Instant>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change under these locks is one assignment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pod {
+    /// A sandbox whose socket is not served yet.
+    pub(super) fn new(sandbox: String, path: PathBuf, edit_methods: Vec<String>) -> Self {
+        Self {
+            sandbox,
+            path,
+            edit_methods,
+            traffic: Traffic::default(),
+            target: watch::Sender::new(None),
+            ahead: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            down: Mutex::default(),
+            closed: CancellationToken::new(),
+            accepting: Mutex::default(),
+        }
+    }
+
+    /// Serves the socket until [`Pod::close`].
+    pub(super) fn serve(
+        self: &Arc<Self>,
+        bound: Bound,
+        allowed: Allowed,
+        hub: &Arc<Hub>,
+        tracker: &Tracker,
+    ) {
+        let (pod, hub, tasks) = (self.clone(), hub.clone(), tracker.clone());
+        let accepting = tracker.spawn("relay: agent socket", async move {
+            let closed = pod.closed.clone();
+            closed.run_until_cancelled(pod.accept(bound, allowed, &hub, &tasks)).await;
+        });
+        *lock(&self.accepting) = Some(accepting);
+    }
+
+    async fn accept(
+        self: &Arc<Self>,
+        bound: Bound,
+        allowed: Allowed,
+        hub: &Arc<Hub>,
+        tasks: &Tracker,
+    ) {
+        let slots = Arc::new(Semaphore::new(CONNECTIONS));
+        loop {
+            // Never closed; more clients wait in the socket's queue.
+            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let shim = bound.accept(allowed, || hub.counters.peers_refused.add(1)).await;
+            hub.counters.agent_accepted.add(1);
+            let (pod, hub) = (self.clone(), hub.clone());
+            tasks.spawn("relay: agent connection", async move {
+                let closed = pod.closed.clone();
+                closed.run_until_cancelled(pod.connection(shim, &hub)).await;
+                drop(slot);
+            });
+        }
+    }
+
+    async fn connection(&self, shim: UnixStream, hub: &Arc<Hub>) {
+        let mut target = self.target.subscribe();
+        if target.wait_for(Option::is_some).await.is_err() || !speaks(&shim).await {
+            return;
+        }
+        let _counted = hub.enter(&self.sandbox, Side::Agent);
+        let link = tokio::select! {
+            link = self.link(hub) => link,
+            () = gone(&shim) => None,
+        };
+        let Some(link) = link else { return };
+        let end = if self.edit_methods.is_empty() {
+            Pipe::new(shim, link).run(&self.traffic).await
+        } else {
+            edit::join(self, hub, shim, link).await
+        };
+        match end {
+            End::Shim => tracing::debug!(sandbox = self.sandbox, "a shim connection ended"),
+            End::Vm(error) => self.vm_ended(hub, error),
+        }
+    }
+
+    fn vm_ended(&self, hub: &Hub, error: Option<std::io::Error>) {
+        // The kernel gives up on a link after `give_up` without a sign of life.
+        let given_up = error.as_ref().is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut);
+        let reason = match error {
+            None => "the VM closed the connection".to_owned(),
+            Some(e) => format!("the connection to the VM broke: {e}"),
+        };
+        self.tell_down(hub, reason, given_up);
+    }
+
+    /// The link made ahead, or a new one; `None` when that was given up.
+    async fn link(&self, hub: &Hub) -> Option<Link> {
+        let ahead = lock(&self.ahead).take();
+        if let Some(mut link) = ahead
+            && link.is_fresh().await
+        {
+            return Some(link);
+        }
+        let begin = Instant::now();
+        let mut pause = REDIAL.0;
+        loop {
+            // Connect may have named another address meanwhile.
+            let target = self.target.borrow().clone()?;
+            match self.dial(hub, &target).await {
+                Ok(link) => return Some(link),
+                Err(e) => {
+                    let given_up = begin.elapsed() + pause >= target.give_up;
+                    self.tell_down(hub, e.to_string(), given_up);
+                    if given_up {
+                        return None;
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REDIAL.1);
+        }
+    }
+
+    async fn dial(&self, hub: &Hub, target: &Target) -> Result<Link, DialError> {
+        let dialled = target.dial().await;
+        match &dialled {
+            Ok(_) => {
+                hub.counters.links_made.add(1);
+                self.tell_up(hub);
+            }
+            Err(_) => hub.counters.links_failed.add(1),
+        }
+        dialled
+    }
+
+    /// Makes a link ahead and lets connections use `target`. The same target again changes nothing.
+    pub(super) async fn connect(&self, hub: &Hub, target: Target) -> Result<(), DialError> {
+        let _one = self.connecting.lock().await;
+        if self.target.borrow().as_ref().is_some_and(|known| known.same(&target)) {
+            return Ok(());
+        }
+        let link = self.dial(hub, &target).await?;
+        *lock(&self.ahead) = Some(link);
+        self.target.send_replace(Some(Arc::new(target)));
+        Ok(())
+    }
+
+    /// Closes everything; returns when the socket's file is gone.
+    pub(super) async fn close(&self) {
+        self.closed.cancel();
+        lock(&self.ahead).take();
+        let accepting = lock(&self.accepting).take();
+        if let Some(task) = accepting {
+            // It ends at once, whether well or by a panic.
+            let _ = task.await;
+        }
+    }
+
+    /// Where the VM is, if that is known.
+    pub(super) fn target(&self) -> Option<Arc<Target>> {
+        self.target.borrow().clone()
+    }
+
+    /// Whether [`Pod::close`] has begun.
+    pub(super) fn closing(&self) -> bool {
+        self.closed.is_cancelled()
+    }
+
+    /// What was last told, if the link has not been up since.
+    pub(super) fn down(&self) -> Option<proto::LinkDown> {
+        lock(&self.down).told.clone()
+    }
+
+    fn tell_down(&self, hub: &Hub, reason: String, given_up: bool) {
+        let message = proto::LinkDown { sandbox: self.sandbox.clone(), reason, given_up };
+        {
+            let mut down = lock(&self.down);
+            let news = given_up && !down.told.as_ref().is_some_and(|told| told.given_up);
+            if !news && down.when.is_some_and(|when| when.elapsed() < DOWN_EVERY) {
+                return;
+            }
+            down.when = Some(Instant::now());
+            down.told = Some(message.clone());
+        }
+        tracing::warn!(sandbox = self.sandbox, reason = message.reason, given_up, "link down");
+        hub.emit(Message::LinkDown(message));
+    }
+
+    fn tell_up(&self, hub: &Hub) {
+        let was_down = lock(&self.down).told.take().is_some();
+        if was_down {
+            tracing::info!(sandbox = self.sandbox, "link up");
+            hub.emit(Message::LinkUp(proto::LinkUp { sandbox: self.sandbox.clone() }));
+        }
+    }
+}
+
+/// Waits for the first byte without taking it; false if the connection ends before one comes.
+async fn speaks(shim: &UnixStream) -> bool {
+    let peek =
+        || Ok(recv(shim.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)?);
+    shim.async_io(Interest::READABLE, peek).await.is_ok_and(|bytes| bytes > 0)
+}
+
+/// Waits until the shim has closed, without reading. Only used while a link is being made.
+async fn gone(shim: &UnixStream) {
+    while !hung_up(shim) {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}

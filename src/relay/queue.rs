@@ -1,0 +1,153 @@
+//! The requests of one shim connection that have no answer yet, in the order they came.
+//!
+//! ```text
+//!   push ─▶ unsent ──send──▶ sent ──answered──▶ gone
+//!             ▲               │
+//!             └── node gone ──┘    before anything newer, with the same stream ids
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use peerpod_tunnel::link::frame::{Frame, Kind};
+use tokio::sync::Notify;
+
+use super::hub::PendingGuard;
+
+/// Requests without an answer, and their bytes, after which nothing more is read from the shim.
+const ROOM: (usize, usize) = (64, 8 << 20);
+
+#[derive(Debug)]
+struct Item {
+    frame: Frame,
+    sent: bool,
+    /// Tells a node process that attaches of this request.
+    _pending: Option<PendingGuard>,
+}
+
+#[derive(Debug, Default)]
+struct Items {
+    all: VecDeque<Item>,
+    bytes: usize,
+    answers: u64,
+    /// A frame is given out and not yet written.
+    writing: bool,
+}
+
+impl Items {
+    fn forget(&mut self, at: usize) -> Option<Item> {
+        let item = self.all.remove(at)?;
+        self.bytes -= item.frame.payload.len();
+        Some(item)
+    }
+
+    fn all_sent(&self) -> bool {
+        !self.writing && self.unsent().is_none()
+    }
+
+    fn unsent(&self) -> Option<usize> {
+        self.all.iter().position(|item| !item.sent)
+    }
+}
+
+/// See the head of this file.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    items: Mutex<Items>,
+    room: Notify,
+    work: Notify,
+    sent: Notify,
+}
+
+impl Queue {
+    fn items(&self) -> MutexGuard<'_, Items> {
+        // Changes are whole before anything could panic.
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until one more frame may be taken in.
+    pub(super) async fn room(&self) {
+        loop {
+            {
+                let items = self.items();
+                if items.all.len() < ROOM.0 && items.bytes < ROOM.1 {
+                    return;
+                }
+            }
+            self.room.notified().await;
+        }
+    }
+
+    /// Takes a frame in.
+    pub(super) fn push(&self, frame: Frame, pending: Option<PendingGuard>) {
+        let mut items = self.items();
+        items.bytes += frame.payload.len();
+        items.all.push_back(Item { frame, sent: false, _pending: pending });
+        drop(items);
+        self.work.notify_one();
+    }
+
+    /// Waits until there is something to send.
+    pub(super) async fn work(&self) {
+        while self.items().unsent().is_none() {
+            self.work.notified().await;
+        }
+    }
+
+    /// The next frame to send; [`Queue::written`] must follow. A request stays until its answer; anything else is forgotten.
+    pub(super) async fn next(&self) -> Frame {
+        loop {
+            self.work().await;
+            let mut items = self.items();
+            let Some(at) = items.unsent() else { continue };
+            let Some(item) = items.all.get_mut(at) else { continue };
+            item.sent = true;
+            let frame = item.frame.clone();
+            items.writing = true;
+            if frame.kind != Kind::Request {
+                // Has no pending guard, whose end would take the hub's lock under ours.
+                items.forget(at);
+                self.room.notify_one();
+            }
+            return frame;
+        }
+    }
+
+    /// Waits until nothing is left to send.
+    pub(super) async fn all_sent(&self) {
+        while !self.items().all_sent() {
+            self.sent.notified().await;
+        }
+    }
+
+    /// The frame that [`Queue::next`] gave is written.
+    pub(super) fn written(&self) {
+        self.items().writing = false;
+        self.sent.notify_one();
+    }
+
+    /// A response has come whole.
+    pub(super) fn answered(&self, stream: u32) {
+        let mut items = self.items();
+        let at = items.all.iter().position(|item| item.sent && item.frame.stream == stream);
+        if let Some(item) = at.and_then(|at| items.forget(at)) {
+            items.answers += 1;
+            drop(items);
+            // Takes the hub's lock, so not under ours.
+            drop(item);
+            self.room.notify_one();
+        }
+    }
+
+    /// The node is gone: everything is to be sent (again). Returns how many had been sent.
+    pub(super) fn send_again(&self) -> u64 {
+        let mut items = self.items();
+        items.writing = false;
+        items.all.iter_mut().map(|item| u64::from(std::mem::take(&mut item.sent))).sum()
+    }
+
+    /// Answers so far.
+    pub(super) fn answers(&self) -> u64 {
+        self.items().answers
+    }
+}
