@@ -10,20 +10,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use peerpod_providers::{Candidate, Provider, VmName, VmSpec};
+use peerpod_providers::{Provider, VmName};
 use peerpod_tunnel::link::tls::ClientTls;
 use peerpod_tunnel::network::{InspectError, PodNetwork, Tunnel, TunnelError, VniError};
 use serde::{Deserialize, Serialize};
 
 use super::record::Records;
 use crate::hypervisor::Failure;
+use crate::plan::Plan;
 use crate::proto::hypervisor::CreateVmRequest;
 use crate::relay::api::Control;
 use crate::request::PodRequest;
 
 mod real;
 
-pub use real::{Chance, Host, Tcp, WallClock};
+pub use real::{Chance, Host, Planning, Tcp, WallClock};
 
 /// The parts, put together in `app`.
 #[derive(Clone, Debug)]
@@ -46,21 +47,6 @@ pub struct World {
     pub random: Arc<dyn Random>,
     /// Who counts.
     pub observer: Arc<dyn Observer>,
-}
-
-/// What is to be made for a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// The VM.
-    pub spec: VmSpec,
-    /// Places in the order they are tried.
-    pub candidates: Vec<Candidate>,
-    /// Why these, for people.
-    pub size_reason: String,
-    /// Methods whose requests this process edits on their way to the VM.
-    pub edit_methods: Vec<String>,
-    /// Name the VM's certificate carries.
-    pub server_name: String,
 }
 
 /// Request → plan: pure but for the making of a certificate.

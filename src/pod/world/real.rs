@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use peerpod_providers::VmName;
 use peerpod_tunnel::link::call::Caller;
 use peerpod_tunnel::link::tls::ClientTls;
 use peerpod_tunnel::network::{self, InspectSettings, PodNetwork, Tunnel};
@@ -15,7 +16,12 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Clock, Door, Guest, Network, NetworkError, Pulse, Random, Stage, Unready};
+use super::{Clock, Door, Guest, Network, NetworkError, Planner, Pulse, Random, Stage, Unready};
+use crate::hypervisor::{Failure, FailureKind};
+use crate::pki::Pki;
+use crate::plan::{self, Plan, PlanInput, PlanRules};
+use crate::proto::hypervisor::CreateVmRequest;
+use crate::request::{self, PodRequest, RequestRules};
 
 /// The kernel this process runs on. Everything happens on threads for blocking work, which stand in
 /// the process's own network namespace: the worker's.
@@ -153,6 +159,51 @@ impl<S> std::fmt::Debug for Agent<S> {
 impl<S: AsyncRead + AsyncWrite + Send> Pulse for Agent<S> {
     async fn beat(&mut self) -> Result<(), String> {
         self.0.check().await.map_err(|e| e.to_string())
+    }
+}
+
+/// Certificates and rules of this node.
+pub struct Planning {
+    pki: Pki,
+    requests: RequestRules,
+    rules: PlanRules,
+}
+
+impl std::fmt::Debug for Planning {
+    /// Initdata of the settings may hold secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Planning").field("pki", &self.pki).finish_non_exhaustive()
+    }
+}
+
+impl Planning {
+    /// Plans by these rules.
+    pub fn new(pki: Pki, requests: RequestRules, rules: PlanRules) -> Self {
+        Self { pki, requests, rules }
+    }
+}
+
+impl Planner for Planning {
+    fn parse(&self, request: &CreateVmRequest) -> Result<PodRequest, Failure> {
+        request::parse(request, &self.requests).map_err(Failure::from)
+    }
+
+    fn plan(
+        &self,
+        request: &PodRequest,
+        network: &PodNetwork,
+        vni: u32,
+        name: VmName,
+    ) -> Result<Plan, Failure> {
+        let issued = self.pki.issue(name.as_str(), SystemTime::now());
+        let issued = issued.map_err(|e| Failure::caused_by(FailureKind::Internal, &e))?;
+        let issued = Some(&issued).filter(|i| !i.client_ca_pem.is_empty());
+        let input = PlanInput { request, network, vni, name, issued, auth: None };
+        plan::plan(&input, &self.rules).map_err(Failure::from)
+    }
+
+    fn client(&self, server_name: &str) -> Option<ClientTls> {
+        self.pki.client(server_name)
     }
 }
 

@@ -1,0 +1,464 @@
+//! One task per pod, the only one that changes it. Requests wait at its [`Desk`] and hold no work.
+//!
+//! ```text
+//!   prepare ─▶ wait ─▶ launch ─▶ run ─▶ take down      each a future beside the desk: whatever ends
+//!                                                      the pod drops the future and goes on to the last
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use peerpod_providers::{Vm, VmName};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Common;
+use super::desk::{Command, Desk, End, Heard, Held};
+use super::life::Life;
+use super::liveness::{self, Hints};
+use super::phase::{Event, Phase};
+use super::record::Record;
+use super::steps::{StepError, Whose, create, launch, resume, stop};
+use super::vnis::Reserved;
+use super::world::{Pulse, Stage, Unready};
+use crate::hypervisor::{Failure, FailureKind};
+use crate::request::PodRequest;
+
+/// A StopVM is answered after that time, whatever hangs; the Rust shim waits for one second.
+const LOCAL: Duration = Duration::from_millis(700);
+
+/// What others see of the record.
+pub(crate) type Seen = watch::Sender<Option<Arc<Record>>>;
+
+/// What comes after a phase.
+enum Next {
+    /// The next phase, as the record says.
+    Go,
+    /// The pod is over.
+    End(End),
+    /// The task ends: the pod has gone, or the process goes.
+    Leave,
+}
+
+/// A pod's task.
+pub(crate) struct Actor {
+    common: Arc<Common>,
+    desk: Desk,
+    whose: Whose,
+    /// When the start that is under way began.
+    begun: Instant,
+    /// The connection on which the agent has answered the start.
+    pulse: Option<Box<dyn Pulse>>,
+}
+
+impl Actor {
+    pub(crate) fn new(common: Arc<Common>, desk: Desk, whose: Whose) -> Self {
+        Self { common, desk, whose, begun: Instant::now(), pulse: None }
+    }
+
+    /// The life of a sandbox that CreateVM asks for.
+    pub(crate) async fn begin(mut self, request: PodRequest, name: VmName, seen: Seen) {
+        let Some((record, reserved)) = self.draft(request, name).await else { return };
+        let life = Life::new(Arc::clone(&self.common), record, seen);
+        let next = self.keep(&life).await;
+        self.live(&life, next, reserved).await;
+    }
+
+    /// The life of a sandbox from where its record says it is.
+    pub(crate) async fn resume(mut self, record: Record, seen: Seen) {
+        let reserved = self.common.vnis.take(record.network.vni);
+        let other_boot = record.boot != self.common.options.boot_id;
+        let launching = matches!(record.phase, Phase::Launching { .. });
+        let life = Life::new(Arc::clone(&self.common), record, seen);
+        let next = if other_boot {
+            Next::End(End::new("boot", FailureKind::Cancelled, "the machine was started anew"))
+        } else if launching {
+            self.await_replay().await
+        } else {
+            if let Some(vm) = life.record().phase.vm() {
+                tracing::Span::current().record("vm", vm.native_id.as_str());
+            }
+            Next::Go
+        };
+        self.live(&life, next, reserved).await;
+    }
+
+    /// Goes from phase to phase. The VXLAN id is free again only after that.
+    async fn live(&mut self, life: &Life, mut next: Next, reserved: Reserved) {
+        loop {
+            match next {
+                Next::Leave => break,
+                Next::Go => {}
+                Next::End(end) => self.end(life, end),
+            }
+            let record = life.record();
+            next = match &record.phase {
+                Phase::Prepared => self.wait(life).await,
+                Phase::Launching { .. } => self.launch(life).await,
+                Phase::Running { vm } => self.run(life, vm).await,
+                Phase::Deleting { .. } => self.take_down(life).await,
+            };
+        }
+        drop(reserved);
+    }
+
+    /// The pod is over from now on; the desk is told once it is so on disk, too.
+    fn end(&mut self, life: &Life, end: End) {
+        let record = life.record();
+        tracing::info!(why = end.why, reason = end.reason, "the pod is over");
+        match record.phase {
+            Phase::Running { .. } if end.why != "stop" => {
+                self.common.world.observer.pod_lost(end.why);
+            }
+            Phase::Launching { .. } => {
+                let stage = record.stage.unwrap_or(Stage::Requested);
+                self.common.world.observer.start_failed(stage);
+            }
+            _ => {}
+        }
+        // Always accepted.
+        let _ = life.enter(Event::End(end.reason.clone()));
+        let failure = self.whose.failure(end.failure, &end.reason);
+        self.desk.created(&Err(failure.clone()));
+        self.desk.started(&Err(failure));
+    }
+
+    /// CreateVM up to where something would be left.
+    async fn draft(&mut self, request: PodRequest, name: VmName) -> Option<(Record, Reserved)> {
+        let common = Arc::clone(&self.common);
+        let draft = create::draft(&common, &request, name);
+        tokio::pin!(draft);
+        let failure = loop {
+            let heard = tokio::select! {
+                biased;
+                heard = self.desk.next() => heard,
+                done = &mut draft => match done {
+                    Ok(drafted) => return Some(drafted),
+                    Err(error) => break error.failure(&self.whose),
+                },
+            };
+            match heard {
+                Heard::Shutdown => return None,
+                Heard::Command(command) => {
+                    if let Some(end) = self.early(command) {
+                        break self.whose.failure(end.failure, &end.reason);
+                    }
+                }
+                Heard::CallersGone | Heard::Deadline => {}
+            }
+        };
+        tracing::warn!("{failure}");
+        self.desk.created(&Err(failure));
+        self.desk.stopped();
+        None
+    }
+
+    /// The rest of CreateVM.
+    async fn keep(&mut self, life: &Life) -> Next {
+        let keep = create::keep(life);
+        tokio::pin!(keep);
+        loop {
+            let heard = tokio::select! {
+                biased;
+                heard = self.desk.next() => heard,
+                done = &mut keep => break match done {
+                    Ok(()) => {
+                        self.desk.created(&Ok(path(life)));
+                        Next::Go
+                    }
+                    Err(error) => self.failed("create", &error),
+                },
+            };
+            match heard {
+                Heard::Shutdown => return Next::Leave,
+                Heard::Command(command) => {
+                    if let Some(end) = self.early(command) {
+                        return Next::End(end);
+                    }
+                }
+                Heard::CallersGone | Heard::Deadline => {}
+            }
+        }
+    }
+
+    /// A command while CreateVM is under way; what ends it is returned.
+    fn early(&mut self, command: Command) -> Option<End> {
+        match command {
+            Command::Create(reply) => self.desk.create(reply),
+            Command::Start { reply, .. } => {
+                let early = "StartVM before CreateVM was answered";
+                let _ = reply.send(Err(self.whose.failure(FailureKind::Precondition, early)));
+            }
+            Command::Stop(reply) => {
+                self.desk.stop(reply);
+                return Some(stopped());
+            }
+            Command::Over(end) => return Some(end),
+            _ => {}
+        }
+        None
+    }
+
+    /// Prepared: waits for StartVM.
+    async fn wait(&mut self, life: &Life) -> Next {
+        let expiry = self.common.options.expiry;
+        let age = self.common.world.clock.now_ms().saturating_sub(life.record().created_ms);
+        let expired = sleep(expiry.saturating_sub(Duration::from_millis(age)));
+        tokio::pin!(expired);
+        loop {
+            let heard = tokio::select! {
+                biased;
+                heard = self.desk.next() => heard,
+                () = &mut expired => {
+                    let reason = format!("no StartVM within {} s", expiry.as_secs());
+                    return Next::End(End::new("expired", FailureKind::Deadline, reason));
+                }
+            };
+            match heard {
+                Heard::Shutdown => return Next::Leave,
+                Heard::Command(Command::Start { deadline, reply }) => {
+                    self.begun = Instant::now();
+                    self.join(deadline, reply);
+                    return self.launch(life).await;
+                }
+                Heard::Command(Command::Held(Held::Nothing)) => {
+                    // A relay that does not answer now attaches again, and this comes again.
+                    let _ = create::open(life).await;
+                }
+                Heard::Command(command) => {
+                    if let Some(end) = self.known(life, command) {
+                        return Next::End(end);
+                    }
+                }
+                Heard::CallersGone | Heard::Deadline => {}
+            }
+        }
+    }
+
+    /// Launching, as an earlier process left it: goes on only if a shim still waits for it.
+    async fn await_replay(&mut self) -> Next {
+        self.begun = Instant::now();
+        self.desk.expect(self.begun + self.common.options.start_deadline);
+        let lost = "the daemon was restarted, and no shim waits for the start any more";
+        let lost = || Next::End(End::new("restart", FailureKind::Cancelled, lost));
+        loop {
+            match self.desk.next().await {
+                Heard::Shutdown => return Next::Leave,
+                Heard::Deadline => return lost(),
+                Heard::Command(Command::Replayed { start: true }) => return Next::Go,
+                Heard::Command(Command::Replayed { start: false }) => return lost(),
+                Heard::Command(Command::Start { deadline, reply }) => {
+                    self.join(deadline, reply);
+                    return Next::Go;
+                }
+                Heard::Command(Command::Stop(reply)) => {
+                    self.desk.stop(reply);
+                    return Next::End(stopped());
+                }
+                Heard::Command(Command::Over(end)) => return Next::End(end),
+                Heard::Command(Command::Create(reply)) => self.desk.create(reply),
+                Heard::Command(_) | Heard::CallersGone => {}
+            }
+        }
+    }
+
+    /// Launching: the start runs beside the desk.
+    async fn launch(&mut self, life: &Life) -> Next {
+        self.desk.created(&Ok(path(life)));
+        let start = launch::run(life);
+        tokio::pin!(start);
+        loop {
+            let heard = tokio::select! {
+                biased;
+                heard = self.desk.next() => heard,
+                done = &mut start => return match done {
+                    Ok(pulse) => {
+                        self.pulse = Some(pulse);
+                        self.desk.started(&Ok(()));
+                        Next::Go
+                    }
+                    Err(error) => self.failed_start(life, "start", &error),
+                },
+            };
+            match heard {
+                Heard::Shutdown => return Next::Leave,
+                Heard::CallersGone => {
+                    let reason = "everybody who waited for the start has gone";
+                    return Next::End(End::new("cancelled", FailureKind::Cancelled, reason));
+                }
+                Heard::Deadline => {
+                    return self.failed_start(life, "deadline", &late(life, self.begun));
+                }
+                Heard::Command(Command::Start { deadline, reply }) => self.join(deadline, reply),
+                Heard::Command(command) => {
+                    if let Some(end) = self.known(life, command) {
+                        return Next::End(end);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Running: watches the VM.
+    async fn run(&mut self, life: &Life, vm: &Vm) -> Next {
+        let hints = Hints::default();
+        let pulse = self.pulse.take();
+        let taken_up = pulse.is_none();
+        let alive = liveness::watch(life, pulse, &hints);
+        let mend = async {
+            if taken_up {
+                wipe(life).await;
+                resume::tunnel(life, vm).await;
+            }
+        };
+        tokio::pin!(alive, mend);
+        let (mut mending, mut link) = (true, None);
+        loop {
+            let heard = tokio::select! {
+                biased;
+                heard = self.desk.next() => heard,
+                reason = &mut alive => {
+                    return Next::End(End::new("vm", FailureKind::Unavailable, reason));
+                }
+                () = &mut mend, if mending => {
+                    mending = false;
+                    continue;
+                }
+                () = async { if let Some(l) = link.as_mut() { l.await } }, if link.is_some() => {
+                    link = None;
+                    continue;
+                }
+            };
+            match heard {
+                Heard::Shutdown => return Next::Leave,
+                Heard::Command(Command::Start { reply, .. }) => drop(reply.send(Ok(()))),
+                Heard::Command(Command::Ask) => hints.ask(),
+                Heard::Command(Command::Doubt(reason)) => hints.doubt(reason),
+                Heard::Command(Command::Held(Held::Nothing | Held::Socket)) => {
+                    link = Some(Box::pin(resume::link(life, vm)));
+                }
+                Heard::Command(command) => {
+                    if let Some(end) = self.known(life, command) {
+                        return Next::End(end);
+                    }
+                }
+                Heard::CallersGone | Heard::Deadline => {}
+            }
+        }
+    }
+
+    /// Deleting: what is local, the answer, and then the cloud.
+    async fn take_down(&mut self, life: &Life) -> Next {
+        let done = stop::Done::default();
+        {
+            let local = timeout(LOCAL, stop::local(life, &done));
+            tokio::pin!(local);
+            loop {
+                let heard = tokio::select! {
+                    biased;
+                    heard = self.desk.next() => heard,
+                    _ = &mut local => break,
+                };
+                if !self.over(life, heard) {
+                    return Next::Leave;
+                }
+            }
+        }
+        let rest = stop::rest(life, &done);
+        tokio::pin!(rest);
+        loop {
+            self.desk.stopped();
+            let heard = tokio::select! {
+                biased;
+                heard = self.desk.next() => heard,
+                () = &mut rest => return Next::Leave,
+            };
+            if !self.over(life, heard) {
+                return Next::Leave;
+            }
+        }
+    }
+
+    /// A command to a pod that is over; false when the process ends.
+    fn over(&mut self, life: &Life, heard: Heard) -> bool {
+        let refuse = || {
+            let record = life.record();
+            let reason = match &record.phase {
+                Phase::Deleting { reason, .. } => reason.as_str(),
+                _ => "",
+            };
+            self.whose
+                .failure(FailureKind::Precondition, &format!("it is being deleted ({reason})"))
+        };
+        match heard {
+            Heard::Shutdown => return false,
+            Heard::Command(Command::Stop(reply)) => self.desk.stop(reply),
+            Heard::Command(Command::Start { reply, .. }) => drop(reply.send(Err(refuse()))),
+            Heard::Command(Command::Create(reply)) => drop(reply.send(Err(refuse()))),
+            Heard::Command(_) | Heard::CallersGone | Heard::Deadline => {}
+        }
+        true
+    }
+
+    /// A command that means the same to every pod that is known and not over.
+    fn known(&mut self, life: &Life, command: Command) -> Option<End> {
+        match command {
+            Command::Create(reply) => drop(reply.send(Ok(path(life)))),
+            Command::Stop(reply) => {
+                self.desk.stop(reply);
+                return Some(stopped());
+            }
+            Command::Over(end) => return Some(end),
+            _ => {}
+        }
+        None
+    }
+
+    fn join(&mut self, deadline: Option<Instant>, reply: super::desk::Reply<()>) {
+        let bound = self.common.options.start_deadline;
+        self.desk.start(reply, deadline, self.begun, bound);
+    }
+
+    fn failed_start(&self, life: &Life, why: &'static str, error: &StepError) -> Next {
+        let stage = life.record().stage.unwrap_or(Stage::Requested);
+        match self.failed(why, error) {
+            Next::End(end) => {
+                let reason = format!("{} (stage reached: {})", end.reason, stage.as_str());
+                Next::End(End { reason, ..end })
+            }
+            next => next,
+        }
+    }
+
+    fn failed(&self, why: &'static str, error: &StepError) -> Next {
+        let Failure { kind, message } = error.failure(&self.whose);
+        let prefix = format!("{}: ", self.whose);
+        let reason = message.strip_prefix(&prefix).unwrap_or(&message);
+        Next::End(End::new(why, kind, reason))
+    }
+}
+
+fn stopped() -> End {
+    End::new("stop", FailureKind::Cancelled, "StopVM")
+}
+
+fn path(life: &Life) -> String {
+    life.record().link.socket.display().to_string()
+}
+
+/// The start's time is over: how far it came, and what was seen last.
+fn late(life: &Life, begun: Instant) -> StepError {
+    let record = life.record();
+    let last = record.last_error.as_deref().unwrap_or("nothing has failed");
+    let reason = format!("given up after {} s; last: {last}", begun.elapsed().as_secs());
+    StepError::Unready(Unready { stage: record.stage.unwrap_or(Stage::Requested), reason })
+}
+
+/// The VM of a record that is taken up runs: its key is of no more use.
+async fn wipe(life: &Life) {
+    if !life.record().machine.spec.user_data.0.is_empty() {
+        life.amend(Record::wipe);
+        // Tried again with the next save.
+        let _ = life.save().await;
+    }
+}

@@ -1,0 +1,122 @@
+//! Asking a running VM whether it lives, on a connection of its own.
+//!
+//! ```text
+//!           period (a fifth of the bound), or a hint
+//!   (well) ─────────▶ ask ── answered ──▶ (well)
+//!                      │ no: new connection, ask again …
+//!                      └─ no answer for the bound, and three times at least ──▶ dead
+//! ```
+//!
+//! Three times at least, since a process that itself stood still for a while has not asked at all.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::life::Life;
+use super::world::{Pulse, Unready};
+
+/// Periods in the bound.
+const PERIODS: u32 = 5;
+/// Failures in a row that it takes.
+const FAILURES: u32 = 3;
+/// Between failures that came at once, as a part of the period.
+const HASTE: u32 = 5;
+
+/// Hints from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Hints {
+    ask: Notify,
+    doubt: Mutex<Option<String>>,
+}
+
+impl Hints {
+    /// Something happened to the link: ask at once.
+    pub(crate) fn ask(&self) {
+        self.ask.notify_one();
+    }
+
+    /// Somebody says that the VM is no more: one failure is enough to believe it.
+    pub(crate) fn doubt(&self, reason: String) {
+        *self.doubt.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        self.ask();
+    }
+
+    fn take_doubt(&self) -> Option<String> {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// Asks as long as the VM answers; returns why it is taken for dead.
+pub(crate) async fn watch(life: &Life, mut pulse: Option<Box<dyn Pulse>>, hints: &Hints) -> String {
+    let bound = life.common.options.liveness;
+    let period = bound / PERIODS;
+    let (mut well, mut failures) = (Instant::now(), 0u32);
+    loop {
+        let pause = if failures == 0 { period } else { period / HASTE };
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = hints.ask.notified() => {}
+        }
+        // A doubt that comes while we ask belongs to the next question.
+        let doubt = hints.take_doubt();
+        let Err(unready) = ask(life, &mut pulse, period).await else {
+            (well, failures) = (Instant::now(), 0);
+            continue;
+        };
+        failures += 1;
+        tracing::warn!(failures, "the VM does not answer: {unready}");
+        if let Some(doubt) = doubt {
+            return format!("{doubt}; {unready}");
+        }
+        if failures >= FAILURES && well.elapsed() >= bound {
+            return format!(
+                "the VM has not answered for {} s: {unready}",
+                well.elapsed().as_secs()
+            );
+        }
+    }
+}
+
+/// Asks on the connection there is, else on a new one. Takes twice `bound` at most.
+async fn ask(
+    life: &Life,
+    pulse: &mut Option<Box<dyn Pulse>>,
+    bound: Duration,
+) -> Result<(), Reason> {
+    if let Some(connection) = pulse {
+        if let Ok(Ok(())) = timeout(bound, connection.beat()).await {
+            return Ok(());
+        }
+        *pulse = None;
+    }
+    match timeout(bound, renew(life, bound)).await {
+        Ok(Ok(connection)) => {
+            *pulse = Some(connection);
+            Ok(())
+        }
+        Ok(Err(unready)) => Err(Reason(unready.to_string())),
+        Err(_) => Err(Reason(format!("no answer within {bound:?}"))),
+    }
+}
+
+async fn renew(life: &Life, bound: Duration) -> Result<Box<dyn Pulse>, Unready> {
+    let record = life.record();
+    let target = record.phase.vm().and_then(|vm| life.target(vm).ok());
+    let Some(target) = target else {
+        let stage = super::world::Stage::Requested;
+        return Err(Unready { stage, reason: "no address".to_owned() });
+    };
+    let door = life.common.world.guest.knock(target, bound).await?;
+    door.enter(life.tls().as_ref(), bound).await
+}
+
+struct Reason(String);
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}

@@ -1,0 +1,86 @@
+//! CreateVM: no cloud call, nothing kept that is not in the record.
+
+use std::sync::Arc;
+
+use peerpod_providers::VmName;
+
+use super::StepError;
+use crate::pod::Common;
+use crate::pod::life::Life;
+use crate::pod::phase::Phase;
+use crate::pod::record::{LinkPart, Machine, NetworkPart, PodIdentity, Record, VERSION};
+use crate::pod::vnis::Reserved;
+use crate::request::PodRequest;
+
+/// Name of a pod's socket in its directory; the shim is given the path.
+const SOCKET: &str = "agent.ttrpc";
+
+/// Reads the pod's network, takes a VXLAN id and plans the VM. Leaves nothing behind: the id goes
+/// with the value that holds it.
+pub(crate) async fn draft(
+    common: &Arc<Common>,
+    request: &PodRequest,
+    name: VmName,
+) -> Result<(Record, Reserved), StepError> {
+    let (world, options) = (&common.world, &common.options);
+    let inspected = world.network.inspect(&request.netns).await;
+    let (found, netns_id) = inspected.map_err(StepError::Inspect)?;
+    let kernel = world.network.kernel_vnis().await.map_err(StepError::Kernel)?;
+    let start = world.random.next();
+    let reserved = common.vnis.pick(options.vxlan_min_id, kernel, start).map_err(StepError::Vni)?;
+    let plan = world.planner.plan(request, &found, reserved.vni, name).map_err(StepError::Plan)?;
+    let now = world.clock.now_ms();
+    let sandbox = request.sandbox.to_string();
+    let record = Record {
+        version: VERSION,
+        boot: options.boot_id.clone(),
+        installation: options.installation.clone(),
+        pod: PodIdentity {
+            namespace: request.namespace.clone(),
+            name: request.pod.clone(),
+            uid: request.pod_uid.clone(),
+            gpus: request.gpus,
+        },
+        network: NetworkPart {
+            netns: request.netns.clone(),
+            netns_id,
+            found,
+            vni: reserved.vni,
+            vxlan_port: options.vxlan_port,
+        },
+        link: LinkPart {
+            socket: options.pods_dir.join(&sandbox).join(SOCKET),
+            edit_methods: plan.edit_methods,
+            port: options.forwarder_port,
+            server_name: plan.server_name,
+        },
+        machine: Machine {
+            spec: plan.spec,
+            candidates: plan.candidates,
+            size_reason: plan.size_reason,
+        },
+        sandbox,
+        phase: Phase::Prepared,
+        stage: None,
+        timeline: Vec::new(),
+        last_error: None,
+        created_ms: now,
+        since_ms: now,
+    };
+    Ok((record, reserved))
+}
+
+/// Keeps the record, then opens the socket.
+pub(crate) async fn keep(life: &Life) -> Result<(), StepError> {
+    life.save().await?;
+    open(life).await
+}
+
+/// Has the relay listen on the pod's socket; repeating it changes nothing.
+pub(crate) async fn open(life: &Life) -> Result<(), StepError> {
+    let record = life.record();
+    let link = &record.link;
+    let relay = &life.common.world.relay;
+    let opened = life.step("open", relay.open(&record.sandbox, &link.socket, &link.edit_methods));
+    opened.await.map_err(StepError::Open)
+}

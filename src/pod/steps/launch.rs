@@ -1,0 +1,74 @@
+//! StartVM: from a record to a VM whose agent has answered.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use peerpod_providers::Vm;
+use tokio::time::sleep;
+
+use super::{StepError, create, machine};
+use crate::pod::life::Life;
+use crate::pod::phase::{Event, Phase};
+use crate::pod::probe;
+use crate::pod::world::{Pulse, Stage};
+use crate::relay::api::ControlError;
+
+/// Between two attempts of the relay to reach a VM that has answered us.
+const AGAIN: Duration = Duration::from_millis(100);
+/// TLS stood with us; how often the relay may fail at it.
+const TLS_FAILURES: u32 = 3;
+
+/// Starts the VM, or goes on with a start that an earlier process began. Whoever drops this future
+/// ends the pod: what may have been done stands in the record.
+pub(crate) async fn run(life: &Life) -> Result<Box<dyn Pulse>, StepError> {
+    if life.record().phase == Phase::Prepared {
+        // On disk the first candidate's attempt says the same, and comes before any effect.
+        life.enter(Event::Start)?;
+    }
+    life.come_to(Stage::Requested);
+    let vm = machine::make(life).await?;
+    life.come_to(Stage::Address);
+    let (tunnel, target) = (life.tunnel(&vm)?, life.target(&vm)?);
+    let tls = life.tls();
+    let keep = async {
+        // The record said "perhaps" already and overstates; a full disk fails the start further on.
+        let _ = life.save().await;
+        Ok(())
+    };
+    let attach = async { life.attach(tunnel).await.map_err(StepError::Attach) };
+    let ready = life.step("ready", async {
+        let guest = &*life.common.world.guest;
+        Ok::<_, Infallible>(probe::reach(guest, target, tls.as_ref(), |u| life.reached(u)).await)
+    });
+    let ready = async { Ok(ready.await.unwrap_or_else(|never| match never {})) };
+    let ((), (), pulse) = tokio::try_join!(keep, attach, ready)?;
+    life.step("connect", connect(life, &vm)).await?;
+    life.advance(Event::Answered, |r| {
+        r.wipe();
+        r.stage = Some(Stage::Ready);
+        r.last_error = None;
+    })
+    .await?;
+    Ok(pulse)
+}
+
+/// Has the relay make its link to the VM; opens the socket again for a relay that was restarted.
+pub(crate) async fn connect(life: &Life, vm: &Vm) -> Result<(), StepError> {
+    let (record, target, tls) = (life.record(), life.target(vm)?, life.tls());
+    let (relay, give_up) = (&life.common.world.relay, life.common.options.give_up);
+    let (mut refused, mut tls_failures) = (false, 0);
+    loop {
+        match relay.connect(&record.sandbox, target, tls.as_ref(), give_up).await {
+            Ok(()) => return Ok(()),
+            Err(ControlError::Refused(_)) if !refused => {
+                refused = true;
+                create::open(life).await?;
+                continue;
+            }
+            Err(ControlError::Tls(_)) if tls_failures < TLS_FAILURES => tls_failures += 1,
+            Err(error) if error.may_pass() => tracing::debug!(%error, "connecting again"),
+            Err(error) => return Err(StepError::Connect(error)),
+        }
+        sleep(AGAIN).await;
+    }
+}

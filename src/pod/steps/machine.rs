@@ -1,0 +1,110 @@
+//! The VM: one candidate after the other, each written down before it is tried.
+
+use peerpod_providers::error::Advice;
+use peerpod_providers::retry::{Backoff, Policy};
+use peerpod_providers::{Candidate, Error, Kind, Vm, VmSpec};
+use tokio::time::{Instant, sleep};
+
+use super::StepError;
+use crate::pod::life::Life;
+use crate::pod::phase::{Event, Made, Phase};
+
+/// Most calls at one place; what bounds them really is the start's deadline.
+const ATTEMPTS: u32 = 40;
+
+/// The pod's VM: the one it has, or a new one.
+pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
+    let record = life.record();
+    let first = match &record.phase {
+        Phase::Launching { made: Made::Known(vm), .. } => return Ok(vm.clone()),
+        Phase::Launching { candidate, made: Made::Parts } => candidate.saturating_add(1),
+        Phase::Launching { candidate, .. } => *candidate,
+        _ => 0,
+    };
+    // Never closed; without it there is only no cap.
+    let _slot = life.common.creates.acquire().await.ok();
+    let mut walk = Walk { unknown: false };
+    let mut last = StepError::NoCandidate;
+    for (number, candidate) in (0u32..).zip(&record.machine.candidates) {
+        if number < first {
+            continue;
+        }
+        life.advance(Event::Attempt(number), |_| {}).await?;
+        match walk.attempt(life, &record.machine.spec, candidate).await {
+            Ok(vm) => {
+                life.enter(Event::Made(vm.clone()))?;
+                return Ok(vm);
+            }
+            Err((error, advice)) => last = walk.refused(life, error, advice)?,
+        }
+    }
+    Err(last)
+}
+
+struct Walk {
+    /// A create was sent whose outcome nobody knows.
+    unknown: bool,
+}
+
+impl Walk {
+    /// One candidate, repeated as long as that may help.
+    async fn attempt(
+        &mut self,
+        life: &Life,
+        spec: &VmSpec,
+        candidate: &Candidate,
+    ) -> Result<Vm, (StepError, Advice)> {
+        let world = &life.common.world;
+        let policy = Policy {
+            attempts: ATTEMPTS,
+            limit: life.common.options.start_deadline,
+            ..Policy::default()
+        };
+        let (begin, mut backoff) = (Instant::now(), Backoff::new(policy));
+        loop {
+            let error = match life.step("create", world.provider.create(spec, candidate)).await {
+                Ok(vm) => return Ok(vm),
+                Err(error) => error,
+            };
+            world.observer.provider_error("create", error.kind.as_str());
+            self.unknown |= is_unknown(&error);
+            let random = f64::from(world.random.next()) / (f64::from(u32::MAX) + 1.0);
+            match backoff.after(error.kind, begin.elapsed(), random) {
+                Some(wait) => sleep(wait).await,
+                None => {
+                    let (advice, attempts) = (error.kind.advice(), backoff.failed());
+                    let place = place(candidate);
+                    return Err((StepError::Create { place, attempts, source: error }, advice));
+                }
+            }
+        }
+    }
+
+    /// Notes that a candidate has failed; `Ok` when the next one may be tried.
+    fn refused(
+        &self,
+        life: &Life,
+        error: StepError,
+        advice: Advice,
+    ) -> Result<StepError, StepError> {
+        if !self.unknown {
+            life.enter(Event::Refused)?;
+        }
+        match advice {
+            Advice::NextCandidate => Ok(error),
+            Advice::Repeat(_) | Advice::Stop => Err(error),
+        }
+    }
+}
+
+/// Whether the create may have had, or may yet have, an effect.
+fn is_unknown(error: &Error) -> bool {
+    matches!(error.kind, Kind::Unavailable | Kind::Other)
+}
+
+fn place(candidate: &Candidate) -> String {
+    match &candidate.zone {
+        Some(zone) => format!("{} in {zone}", candidate.instance_type),
+        None => candidate.instance_type.clone(),
+    }
+}

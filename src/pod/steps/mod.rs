@@ -1,0 +1,20 @@
+//! Effects of a pod's life, each with its reverse in [`stop`]: what a step may have done is read from
+//! the record, which says so before the step begins.
+//!
+//! ```text
+//!   create   inspect ─ VXLAN id ─ plan ─ save(Prepared) ─ open
+//!   launch   save(Launching n) ─ VM n ─┬ save(address) ─┐
+//!                                      ├ tunnel ────────┼─ connect ─ save(Running)
+//!                                      └ agent answers ─┘
+//!   stop     save(Deleting) ─┬ close ──┐
+//!                            └ tunnel ─┴─▶ reply ─ VM gone ─ record gone
+//! ```
+
+pub(crate) mod create;
+mod error;
+pub(crate) mod launch;
+mod machine;
+pub(crate) mod resume;
+pub(crate) mod stop;
+
+pub(crate) use error::{StepError, Whose};

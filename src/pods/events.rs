@@ -1,0 +1,109 @@
+//! What the relay tells, passed on to the pods it concerns.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Pods;
+use crate::pod::{Command, Held, edit};
+use crate::relay::api::Event;
+
+/// The relay is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Attached {
+    /// Changes when the relay was restarted.
+    pub(super) epoch: u64,
+    /// Since when it is.
+    pub(super) since: Instant,
+}
+
+/// Passes events on until the process ends.
+pub(super) async fn run(
+    pods: Arc<Pods>,
+    mut events: mpsc::Receiver<Event>,
+    shims_gone: mpsc::UnboundedSender<()>,
+) {
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = pods.common.shutdown.cancelled() => return,
+            event = events.recv() => event,
+        };
+        let Some(event) = event else { return };
+        match event {
+            Event::Attached { epoch, pending } => attached(&pods, epoch, pending).await,
+            Event::Lost => {
+                tracing::warn!("the relay is away");
+                pods.attached.send_replace(None);
+            }
+            Event::ShimGone { sandbox } => {
+                tracing::info!(sandbox, "its shim has closed all connections");
+                // The task of orphans lives as long as this one.
+                let _ = shims_gone.send(());
+            }
+            Event::LinkDown { sandbox, reason, given_up } => {
+                tracing::warn!(sandbox, reason, given_up, "link down");
+                tell(&pods, &sandbox, Command::Ask);
+            }
+            Event::LinkUp { sandbox } => tracing::info!(sandbox, "link up"),
+            Event::Edit { ticket, sandbox, method, payload } => {
+                answer_edit(&pods, ticket, &sandbox, &method, payload);
+            }
+        }
+    }
+}
+
+fn tell(pods: &Pods, sandbox: &str, command: Command) {
+    if let Some(pod) = pods.registry.get(sandbox) {
+        pod.tell(command);
+    }
+}
+
+/// Tells every pod whether its StartVM was replayed, and what the relay holds for it.
+async fn attached(pods: &Pods, epoch: u64, pending: Vec<(String, String)>) {
+    let before = *pods.attached.borrow();
+    let restarted = before.is_some_and(|b| b.epoch != epoch);
+    tracing::info!(epoch, restarted, pending = pending.len(), "attached to the relay");
+    pods.attached.send_replace(Some(Attached { epoch, since: Instant::now() }));
+    let is_start = |method: &str| method.rsplit('/').next() == Some("StartVM");
+    let starts: BTreeSet<String> =
+        pending.into_iter().filter(|(_, method)| is_start(method)).map(|(s, _)| s).collect();
+    for pod in pods.registry.all() {
+        let start = starts.contains(&pod.whose.sandbox);
+        pod.tell(Command::Replayed { start });
+    }
+    match pods.common.world.relay.list().await {
+        Ok(all) => {
+            let held: BTreeMap<_, _> =
+                all.into_iter().map(|h| (h.sandbox, !h.target.is_empty())).collect();
+            for pod in pods.registry.all() {
+                pod.tell(Command::Held(match held.get(&pod.whose.sandbox) {
+                    None => Held::Nothing,
+                    Some(false) => Held::Socket,
+                    Some(true) => Held::Link,
+                }));
+            }
+        }
+        // It attaches again, then.
+        Err(error) => tracing::warn!(%error, "the relay did not say what it holds"),
+    }
+}
+
+/// Answers in a task of its own: the relay may be away, and other events must not wait for that.
+fn answer_edit(pods: &Arc<Pods>, ticket: u64, sandbox: &str, method: &str, payload: Bytes) {
+    let gpus = pods.registry.get(sandbox).map_or(0, |p| p.gpus);
+    let outcome = if gpus > 0 && method.rsplit('/').next() == Some(edit::METHOD) {
+        edit::add_gpu_annotation(&payload).map_err(|e| format!("CreateContainer: {e}"))
+    } else {
+        Ok(payload)
+    };
+    let relay = Arc::clone(&pods.common.world.relay);
+    pods.common.tracker.spawn("edit", async move {
+        if let Err(error) = relay.edited(ticket, outcome).await {
+            tracing::warn!(ticket, %error, "an edited request could not be handed back");
+        }
+    });
+}

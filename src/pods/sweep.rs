@@ -1,0 +1,173 @@
+//! Cloud and records compared, both ways.
+//!
+//! ```text
+//!   list ─┬─ ours, this node's, no record, older than the grace ─▶ delete
+//!         └─ a record says running, the list says gone ─▶ doubt: the pod asks its VM at once
+//! ```
+//!
+//! A list that fails does nothing. A dry run only says what it would do. What the relay holds is left
+//! alone, too: a pod whose record cannot be used may be running.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use peerpod_providers::{Resource, ResourceKind, VmRef, tags};
+use tokio::time::{Instant, sleep};
+
+use super::Pods;
+use crate::pod::phase::Phase;
+use crate::pod::{Command, Pod};
+
+/// A VM that has just been made may be missing in a list for that long.
+const LISTED_AFTER: Duration = Duration::from_secs(120);
+
+/// Sweeps until the process ends.
+pub(super) async fn run(pods: Arc<Pods>) {
+    let Some(interval) = pods.common.options.sweep_interval else { return };
+    let mut sweep = Sweep::default();
+    loop {
+        tokio::select! {
+            biased;
+            () = pods.common.shutdown.cancelled() => return,
+            () = sleep(interval) => {}
+        }
+        tokio::select! {
+            biased;
+            () = pods.common.shutdown.cancelled() => return,
+            () = sweep.once(&pods) => {}
+        }
+    }
+}
+
+/// What one sweep remembers for the next.
+#[derive(Debug, Default)]
+struct Sweep {
+    /// Since when things without a date of their own have been seen without a record.
+    first_seen: BTreeMap<String, Instant>,
+}
+
+impl Sweep {
+    async fn once(&mut self, pods: &Pods) {
+        let world = &pods.common.world;
+        // Pods as they were before the list: one that comes meanwhile cannot be on it.
+        let before = pods.registry.all();
+        let listed = match world.provider.list().await {
+            Ok(listed) => listed,
+            Err(error) => {
+                world.observer.provider_error("list", error.kind.as_str());
+                world.observer.sweep(None, 0);
+                return tracing::warn!(%error, "sweep: no list, nothing is done");
+            }
+        };
+        doubt_missing(pods, &before, &listed);
+        let held = match world.relay.list().await {
+            Ok(held) => held.into_iter().map(|h| h.sandbox).collect(),
+            Err(error) => {
+                world.observer.sweep(None, 0);
+                return tracing::warn!(%error, "sweep: the relay does not say what it holds");
+            }
+        };
+        let unowned = self.unowned(pods, Known::new(pods, &before, held), listed);
+        let mut deleted = 0;
+        for vm in &unowned {
+            deleted += usize::from(delete(pods, vm).await);
+        }
+        world.observer.sweep(Some(unowned.len()), deleted);
+    }
+
+    /// What belongs to no pod and is old enough.
+    fn unowned(&mut self, pods: &Pods, known: Known<'_>, listed: Vec<Resource>) -> Vec<VmRef> {
+        let mut still_seen = BTreeMap::new();
+        let mut found: BTreeMap<_, VmRef> = BTreeMap::new();
+        for resource in listed {
+            if known.owns(&resource) {
+                continue;
+            }
+            let key = format!("{:?} {} {}", resource.kind, resource.vm.name, resource.vm.sandbox);
+            let seen = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
+            if age(pods, &resource).unwrap_or(seen.elapsed()) >= pods.common.options.sweep_grace {
+                let vm = resource.vm;
+                found.entry((vm.name.clone(), vm.sandbox.clone())).or_insert(vm);
+            }
+            still_seen.insert(key, seen);
+        }
+        self.first_seen = still_seen;
+        found.into_values().collect()
+    }
+}
+
+/// Whose things are left alone.
+struct Known<'a> {
+    installation: &'a str,
+    node: &'a str,
+    sandboxes: BTreeSet<String>,
+}
+
+impl<'a> Known<'a> {
+    fn new(pods: &'a Pods, before: &[Pod], held: BTreeSet<String>) -> Self {
+        let options = &pods.common.options;
+        let mut sandboxes = held;
+        sandboxes.extend(before.iter().map(|p| p.whose.sandbox.clone()));
+        sandboxes.extend(pods.registry.sandboxes());
+        sandboxes.extend(pods.broken().into_iter().filter(|b| b.newer).map(|b| b.sandbox));
+        Self { installation: &options.installation, node: &options.node_name, sandboxes }
+    }
+
+    fn owns(&self, resource: &Resource) -> bool {
+        let tag = |key: &str| resource.tags.get(key).map(String::as_str);
+        let ours = tag(tags::INSTALLATION) == Some(self.installation)
+            && tag(tags::NODE) == Some(self.node);
+        // Some clouds cut long values; what a sandbox id begins with is enough to leave it alone.
+        let sandbox = resource.vm.sandbox.as_str();
+        let known = self.sandboxes.contains(sandbox)
+            || (sandbox.len() >= 32 && self.sandboxes.iter().any(|s| s.starts_with(sandbox)));
+        !ours || known
+    }
+}
+
+fn age(pods: &Pods, resource: &Resource) -> Option<Duration> {
+    let created = resource.created?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let now = Duration::from_millis(pods.common.world.clock.now_ms());
+    Some(now.saturating_sub(created))
+}
+
+/// One attempt; what is not gone then, the next sweep finds again.
+async fn delete(pods: &Pods, vm: &VmRef) -> bool {
+    // The list took its time: is it still nobody's?
+    if pods.registry.get(&vm.sandbox).is_some() || vm.name.as_str().is_empty() {
+        return false;
+    }
+    let (name, sandbox) = (&vm.name, &vm.sandbox);
+    if pods.common.options.sweep_dry_run {
+        tracing::warn!(%name, sandbox, "sweep: no record; would be deleted (dry run)");
+        return false;
+    }
+    let done = pods.common.world.provider.delete(vm).await;
+    tracing::warn!(%name, sandbox, ?done, "sweep: no record; deleted");
+    if let Err(error) = &done {
+        pods.common.world.observer.provider_error("delete", error.kind.as_str());
+    }
+    done.is_ok()
+}
+
+/// Pods that run on a VM the list does not have, or has as stopped, ask it whether it is there.
+fn doubt_missing(pods: &Pods, before: &[Pod], listed: &[Resource]) {
+    let running: BTreeMap<_, _> = listed
+        .iter()
+        .filter(|r| r.kind == ResourceKind::Vm)
+        .map(|r| (r.vm.name.clone(), r.running))
+        .collect();
+    let now = pods.common.world.clock.now_ms();
+    for pod in before {
+        let Some(record) = pod.record() else { continue };
+        let old = u128::from(now.saturating_sub(record.since_ms)) >= LISTED_AFTER.as_millis();
+        let Phase::Running { vm } = &record.phase else { continue };
+        let what = match running.get(&vm.name) {
+            Some(Some(false)) => "the cloud says that the VM has stopped",
+            None if old => "the cloud does not know the VM any more",
+            _ => continue,
+        };
+        pod.tell(Command::Doubt(what.to_owned()));
+    }
+}
