@@ -10,6 +10,7 @@
 //!          ───────────────────────▶ list   ──▶ every Resource with our installation's tag
 //! ```
 
+pub mod conformance;
 pub mod error;
 pub mod fake;
 #[cfg(feature = "local")]

@@ -35,6 +35,13 @@ impl VmName {
         Self(name.into())
     }
 
+    /// Whether it could have been made here: providers use names as paths and labels, and a record
+    /// may hold anything.
+    pub fn is_legal(&self) -> bool {
+        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        (1..=MAX).contains(&self.0.len()) && self.0.bytes().all(legal)
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -77,6 +84,14 @@ mod tests {
         let pod = "p".repeat(253);
         assert_eq!(VmName::first_form(&pod, &"f".repeat(64)).as_str().len(), MAX);
         assert!(VmName::second_form("inst", &pod, "s").as_str().len() <= MAX);
+    }
+
+    #[test]
+    fn a_name_that_was_not_made_here_is_told_apart() {
+        assert!(VmName::first_form("My Pod", "ä/..").is_legal());
+        for odd in ["", "..", "a/b", "A", "a\0", &"a".repeat(64)] {
+            assert!(!VmName::from_existing(odd).is_legal(), "{odd:?}");
+        }
     }
 
     #[test]
