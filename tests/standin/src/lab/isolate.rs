@@ -19,6 +19,10 @@ use nix::sys::wait::{WaitStatus, wait};
 use peerpod_netlink::Handle;
 
 const STAGE: &str = "PEERPOD_LAB_STAGE";
+/// Process id of init as the outside has it.
+const INIT: &str = "PEERPOD_LAB_INIT";
+/// Set if there is a user namespace, too.
+const USER: &str = "PEERPOD_LAB_USER";
 
 /// What [`enter`] says to its caller.
 #[derive(Debug)]
@@ -32,6 +36,18 @@ pub enum Stage {
 /// Whether this process is inside.
 pub fn is_inside() -> bool {
     std::env::var_os(STAGE).is_some_and(|s| s == "inside")
+}
+
+/// Whether this process was started by somebody else, not by [`enter`].
+pub fn is_outer() -> bool {
+    std::env::var_os(STAGE).is_none()
+}
+
+/// The command by which another shell of the same user gets inside.
+pub fn enter_command() -> String {
+    let pid = std::env::var_os(INIT).unwrap_or_default();
+    let user = if std::env::var_os(USER).is_some() { " -U --preserve-credentials" } else { "" };
+    format!("nsenter -t {}{user} -m -p -n -i --", pid.to_string_lossy())
 }
 
 /// Must come before any thread is started.
@@ -55,15 +71,19 @@ fn outer() -> anyhow::Result<ExitCode> {
         | CloneFlags::CLONE_NEWNET
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC;
+    let mut command = again("init")?;
     match unshare(flags) {
         Ok(()) => {}
-        Err(Errno::EPERM) => as_user(flags)?,
+        Err(Errno::EPERM) => {
+            as_user(flags)?;
+            command.env(USER, "1");
+        }
         Err(e) => return Err(e).context("make namespaces (mount, network, pid, ipc)"),
     }
     // Ctrl-C goes to all; the program inside cleans up and this process tells how it ended.
     // SAFETY: no handler is installed, only the disposition "ignore".
     unsafe { signal(Signal::SIGINT, SigHandler::SigIgn) }.context("leave Ctrl-C to the program")?;
-    let status = again("init")?.status().context("start again inside the namespaces")?;
+    let status = command.status().context("start again inside the namespaces")?;
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s)).unwrap_or(1);
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
 }
@@ -95,6 +115,8 @@ fn again(stage: &str) -> anyhow::Result<Command> {
 fn init() -> anyhow::Result<ExitCode> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).context("tie to the caller's life")?;
     let none = None::<&str>;
+    // The /proc that is still there is the outside's, and so are its numbers.
+    let own = std::fs::read_link("/proc/self").context("own number outside")?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .context("keep mounts to ourselves")?;
     let safe = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -108,7 +130,7 @@ fn init() -> anyhow::Result<ExitCode> {
     )
     .context("mount a tmpfs on /run")?;
     Handle::here().and_then(|h| h.set_up("lo", true)).context("set lo up")?;
-    let child = again("inside")?.spawn().context("start the program")?;
+    let child = again("inside")?.env(INIT, own).spawn().context("start the program")?;
     let child = i32::try_from(child.id()).context("process id")?;
     loop {
         let (pid, code) = match wait() {

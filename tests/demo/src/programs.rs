@@ -1,0 +1,51 @@
+//! The programs the demo is about: lying beside it, or built first.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use peerpod_standin::lab::Binaries;
+
+/// The directory of the running program, where the others lie, too.
+pub(crate) fn directory() -> anyhow::Result<PathBuf> {
+    let own = std::env::current_exe().context("where the demo lies")?;
+    Ok(own.parent().context("where the demo lies")?.to_owned())
+}
+
+/// Builds them, in the demo's own profile, if cargo has started the demo or one is missing.
+pub(crate) fn build(json: bool) -> anyhow::Result<()> {
+    let dir = directory()?;
+    let binaries = Binaries::beside(&dir);
+    let by_cargo = std::env::var_os("CARGO");
+    if by_cargo.is_none() && binaries.missing().is_empty() {
+        return Ok(());
+    }
+    if !json {
+        println!("building peerpodd, podvm and standin-agent (nothing to do if they are there)");
+    }
+    let mut command = cargo(by_cargo.map_or_else(|| "cargo".into(), PathBuf::from), &dir);
+    let status = command.status().with_context(|| {
+        format!("{:?} are not beside the demo, and cargo cannot be started", binaries.missing())
+    })?;
+    ensure!(status.success(), "cargo build failed ({status})");
+    ensure!(binaries.missing().is_empty(), "cargo has built no {:?}", binaries.missing());
+    Ok(())
+}
+
+/// `target/<profile>/peerpodd-demo`: the profile's directory tells the profile and the target
+/// directory.
+fn cargo(program: PathBuf, dir: &Path) -> Command {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
+    #[allow(clippy::disallowed_methods, reason = "the demo builds what it shows")]
+    let mut command = Command::new(program);
+    command.current_dir(top).stdin(Stdio::null()).stdout(Stdio::null());
+    command.args(["build", "-p", "peerpodd", "-p", "podvm", "-p", "peerpod-standin"]);
+    match dir.file_name().and_then(|n| n.to_str()) {
+        Some("debug") | None => {}
+        Some(profile) => drop(command.args(["--profile", profile])),
+    }
+    if let Some(target) = dir.parent() {
+        command.arg("--target-dir").arg(target);
+    }
+    command
+}
