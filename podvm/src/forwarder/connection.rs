@@ -7,6 +7,7 @@
 //!
 //! However it ends, the worker is told by close_notify.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -72,8 +73,16 @@ pub(super) async fn serve(
         let _turn = shared.handshakes.acquire().await.ok();
         acceptor.accept(stream).await
     };
-    match tokio::time::timeout(HANDSHAKE, handshake).await {
+    let done = tokio::select! {
+        done = tokio::time::timeout(HANDSHAKE, handshake) => done,
+        () = stop.cancelled() => return,
+    };
+    match done {
         Ok(Ok(stream)) => Box::pin(forward(stream, peer, shared, stop)).await,
+        // Somebody looked whether the port is open.
+        Ok(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
+            tracing::debug!(%peer, "TLS handshake: {error}");
+        }
         Ok(Err(error)) => shared.notices.say(|| tracing::warn!(%peer, "TLS handshake: {error}")),
         Err(_) => {
             shared.notices.say(|| tracing::warn!(%peer, "TLS handshake: none in {HANDSHAKE:?}"));
@@ -142,8 +151,15 @@ where
         moves.fetch_add(1, Ordering::Relaxed);
     };
     let (answers, mut taken) = mpsc::channel(1);
-    let (edits, stall) = (&shared.edits, shared.frame_stall);
-    let mut requests = Requests { from, to: agent_to, buffer, edits, stall, answers };
+    let mut requests = Requests {
+        from,
+        to: agent_to,
+        buffer,
+        edits: &shared.edits,
+        notices: &shared.notices,
+        stall: shared.frame_stall,
+        answers,
+    };
     let responses = responses::pass(&mut agent_from, to, &mut taken, moved);
     tokio::pin!(responses);
     let ended = tokio::select! {

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
-use peerpod_tunnel::link::frame::{FrameError, HEADER, Header, Kind, Response};
+use peerpod_tunnel::link::frame::{FrameError, HEADER, Header, Response};
 use peerpod_tunnel::link::gate::{Gate, Step};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::edit::{Edited, Edits, wanted};
+use super::notice::Notices;
 
 /// How much is read at once, in bytes: four records of TLS.
 pub(super) const READ: usize = 64 << 10;
@@ -34,6 +35,7 @@ pub(super) struct Requests<'a, R, W> {
     /// What has been read already.
     pub(super) buffer: BytesMut,
     pub(super) edits: &'a Edits,
+    pub(super) notices: &'a Notices,
     pub(super) stall: Duration,
     /// Frames for the worker that are written here and not by the agent.
     pub(super) answers: mpsc::Sender<Bytes>,
@@ -95,7 +97,8 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Requests<'_, R, W> {
                 self.to.write_all(&whole).await.map_err(RequestsError::Write)
             }
             Edited::Refused(code, why) => {
-                tracing::warn!(stream = header.stream, "refused: {why}");
+                let line = || tracing::warn!(stream = header.stream, "refused: {why}");
+                self.notices.say(line);
                 self.answer(header.stream, code, why).await;
                 Ok(())
             }
@@ -104,7 +107,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Requests<'_, R, W> {
 
     async fn answer(&self, stream: u32, code: i32, why: String) {
         let frame = Response::error(code, why).frame(stream);
-        debug_assert_eq!(frame.kind, Kind::Response);
         let mut bytes = BytesMut::new();
         frame.put(&mut bytes);
         // Nobody takes it when the connection is at its end anyway.

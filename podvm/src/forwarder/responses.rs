@@ -6,7 +6,7 @@ use peerpod_tunnel::link::frame::HEADER;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
-/// Room for what is read at once, in bytes: grows while it is filled and falls back when it is not.
+/// Room for what is read at once, in bytes.
 const LEAST: usize = 8 << 10;
 const MOST: usize = 256 << 10;
 
@@ -69,6 +69,34 @@ impl Place {
     }
 }
 
+/// A buffer that grows while it is filled and shrinks when it is not.
+struct Room {
+    size: usize,
+    buffer: BytesMut,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { size: LEAST, buffer: BytesMut::new() }
+    }
+
+    /// Empty, with place for as much as is wise.
+    fn emptied(&mut self) -> &mut BytesMut {
+        let last = self.buffer.len();
+        if last >= self.size {
+            self.size = (self.size * 2).min(MOST);
+        } else if last > 0 && last < self.size / 4 {
+            self.size = (self.size / 2).max(LEAST);
+        }
+        if self.size < self.buffer.capacity() / 4 {
+            self.buffer = BytesMut::new();
+        }
+        self.buffer.clear();
+        self.buffer.reserve(self.size);
+        &mut self.buffer
+    }
+}
+
 /// Passes the agent's bytes on until the agent ends its side. `moved` is called whenever bytes have
 /// come.
 pub(super) async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
@@ -77,15 +105,13 @@ pub(super) async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     answers: &mut mpsc::Receiver<Bytes>,
     moved: impl Fn(),
 ) -> Result<(), ResponsesError> {
-    let mut buffer = BytesMut::new();
-    let (mut place, mut room) = (Place::default(), LEAST);
+    let (mut place, mut room) = (Place::default(), Room::new());
     let mut waiting: Option<Bytes> = None;
     loop {
         if let Some(answer) = waiting.take_if(|_| place.between_frames()) {
             write(to, &answer).await?;
         }
-        buffer.clear();
-        buffer.reserve(room);
+        let buffer = room.emptied();
         // Ours first: an agent that always has something to say must not keep it waiting.
         let read = tokio::select! {
             biased;
@@ -93,13 +119,13 @@ pub(super) async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
                 waiting = Some(answer);
                 continue;
             }
-            read = from.read_buf(&mut buffer) => read.map_err(ResponsesError::Read)?,
+            read = from.read_buf(buffer) => read.map_err(ResponsesError::Read)?,
         };
         if read == 0 {
             return Ok(());
         }
         moved();
-        let end = place.follow(&buffer);
+        let end = place.follow(buffer);
         match (waiting.take_if(|_| end.is_some()), end) {
             (Some(answer), Some(end)) => {
                 let (before, after) = buffer.split_at(end);
@@ -107,19 +133,7 @@ pub(super) async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
                 to.write_all(&answer).await.map_err(ResponsesError::Write)?;
                 write(to, after).await?;
             }
-            _ => write(to, &buffer).await?,
-        }
-        let filled = read >= room;
-        room = if filled {
-            room * 2
-        } else if read < room / 4 {
-            room / 2
-        } else {
-            room
-        };
-        room = room.clamp(LEAST, MOST);
-        if room < buffer.capacity() / 4 {
-            buffer = BytesMut::new();
+            _ => write(to, buffer).await?,
         }
     }
 }

@@ -94,6 +94,7 @@ impl Lab {
 /// The program, killed when dropped.
 pub(crate) struct Podvm {
     child: Child,
+    reading: tokio::task::JoinHandle<()>,
     lines: Arc<Mutex<Vec<String>>>,
 }
 
@@ -110,13 +111,13 @@ impl Podvm {
         let stderr = child.stderr.take().unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let kept = lines.clone();
-        tokio::spawn(async move {
+        let reading = tokio::spawn(async move {
             let mut reader = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = reader.next_line().await {
                 kept.lock().unwrap().push(line);
             }
         });
-        Self { child, lines }
+        Self { child, reading, lines }
     }
 
     pub(crate) fn log(&self) -> String {
@@ -138,7 +139,10 @@ impl Podvm {
     }
 
     pub(crate) async fn exit(&mut self) -> ExitStatus {
-        tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends").unwrap()
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("it ends");
+        // All it has said.
+        (&mut self.reading).await.unwrap();
+        ended.unwrap()
     }
 
     pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
