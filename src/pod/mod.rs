@@ -12,7 +12,7 @@ mod life;
 mod liveness;
 mod options;
 pub mod phase;
-mod probe;
+pub mod probe;
 mod queue;
 pub mod record;
 #[cfg(test)]

@@ -68,7 +68,7 @@ type Knock<'a> = BoxFuture<'a, Result<Box<dyn Door>, Unready>>;
 
 /// Waits until the agent behind `to` has answered; the caller bounds the time. `note` hears of every
 /// attempt that came to nothing. The connection that was answered on is returned.
-pub(crate) async fn reach(
+pub async fn reach(
     guest: &dyn Guest,
     to: SocketAddr,
     tls: Option<&ClientTls>,
