@@ -1,6 +1,6 @@
 //! What the local provider is told.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -87,7 +87,7 @@ impl Settings {
             None => Some(beside(program, "podvm")),
         };
         let agent = match reader.text(&AGENT) {
-            Some(_) => reader.parsed(&AGENT, words),
+            Some(_) => reader.parsed(&AGENT, |text| command(text, search)),
             None => Some(vec![default_agent(program, search).into()]),
         };
         let settings = (|| {
@@ -196,15 +196,31 @@ fn beside(program: &Path, name: &str) -> PathBuf {
     program.parent().unwrap_or(Path::new("/")).join(name)
 }
 
+/// A command whose program is named by path, or stands in PATH. One that stands nowhere is kept as it
+/// is, and `check` misses it.
+fn command(text: &str, search: &str) -> Result<Vec<OsString>, &'static str> {
+    let mut words = words(text)?;
+    if let Some(program) = words.first_mut()
+        && !program.as_encoded_bytes().contains(&b'/')
+        && let Some(found) = in_path(program, search)
+    {
+        *program = found.into();
+    }
+    Ok(words)
+}
+
 /// The path of the agent; if there is none at all, the first choice, which `check` then misses.
 fn default_agent(program: &Path, search: &str) -> PathBuf {
     let standin = beside(program, "standin-agent");
     if standin.is_file() {
         return standin;
     }
-    let found = search.split(':').map(|dir| Path::new(dir).join("kata-agent"));
-    let mut found = found.filter(|path| path.is_absolute() && path.is_file());
-    found.next().unwrap_or(standin)
+    in_path("kata-agent".as_ref(), search).unwrap_or(standin)
+}
+
+fn in_path(program: &OsStr, search: &str) -> Option<PathBuf> {
+    let mut found = search.split(':').map(|dir| Path::new(dir).join(program));
+    found.find(|path| path.is_absolute() && path.is_file())
 }
 
 #[cfg(test)]

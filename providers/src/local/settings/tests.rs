@@ -31,6 +31,9 @@ fn the_standin_agent_is_preferred_to_kata_agent_from_the_path() {
     assert_eq!(agent(&program), bin.join("standin-agent"), "what check will miss");
     std::fs::write(path.join("kata-agent"), "").expect("file");
     assert_eq!(agent(&program), path.join("kata-agent"));
+    let named = command("kata-agent --flag", path.to_str().expect("utf-8"));
+    assert_eq!(named, Ok(vec![path.join("kata-agent").into(), "--flag".into()]));
+    assert_eq!(command("nowhere", ""), Ok(vec!["nowhere".into()]), "what check will miss");
     std::fs::write(bin.join("standin-agent"), "").expect("file");
     assert_eq!(agent(&program), bin.join("standin-agent"));
 }
