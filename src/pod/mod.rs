@@ -87,7 +87,7 @@ impl Pod {
             namespace: request.namespace.clone(),
             pod: request.pod.clone(),
         };
-        let (pod, actor, seen) = Self::new(common, whose, request.gpus, name.clone());
+        let (pod, actor, seen) = Self::new(common, whose, request.gpus, name.clone(), None);
         let span = pod.span();
         (pod, actor.begin(request, name, seen).instrument(span))
     }
@@ -98,7 +98,8 @@ impl Pod {
         record: Record,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (whose, name) = (Whose::from(&record), record.vm_ref().name);
-        let (pod, actor, seen) = Self::new(common, whose, record.pod.gpus, name);
+        let shown = Some(Arc::new(record.clone()));
+        let (pod, actor, seen) = Self::new(common, whose, record.pod.gpus, name, shown);
         let span = pod.span();
         (pod, actor.resume(record, seen).instrument(span))
     }
@@ -108,9 +109,10 @@ impl Pod {
         whose: Whose,
         gpus: u32,
         vm_name: VmName,
+        shown: Option<Arc<Record>>,
     ) -> (Self, Actor, actor::Seen) {
         let (inbox, commands) = mpsc::unbounded_channel();
-        let (publish, seen) = watch::channel(None);
+        let (publish, seen) = watch::channel(shown);
         let desk = Desk::new(commands, common.shutdown.clone());
         let actor = Actor::new(Arc::clone(common), desk, whose.clone());
         (Self { whose, gpus, vm_name, inbox, seen }, actor, publish)

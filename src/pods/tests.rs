@@ -1,1 +1,8 @@
+//! The life of pods in a world of fakes, on paused time.
 
+mod create;
+mod harness;
+mod restart;
+mod start;
+mod stop;
+mod watch;

@@ -23,6 +23,8 @@ pub(crate) struct Done {
     saved: AtomicBool,
     closed: AtomicBool,
     detached: AtomicBool,
+    /// Nothing of the VM is left: then it matters no more what the record says.
+    gone: AtomicBool,
 }
 
 impl Done {
@@ -31,7 +33,8 @@ impl Done {
     }
 
     fn local(&self) -> bool {
-        Self::is(&self.saved) && Self::is(&self.closed) && Self::is(&self.detached)
+        let kept = Self::is(&self.saved) || Self::is(&self.gone);
+        kept && Self::is(&self.closed) && Self::is(&self.detached)
     }
 }
 
@@ -75,7 +78,11 @@ async fn detach(life: &Life, done: &Done) {
 
 /// Everything that is left: the cloud, whatever failed before, and at last the record.
 pub(crate) async fn rest(life: &Life, done: &Done) {
-    tokio::join!(machine(life), again(life, done));
+    let cloud = async {
+        machine(life).await;
+        done.gone.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(cloud, again(life, done));
     // In memory only: the record goes in a moment, and overstates until then.
     if let Err(error) = life.enter(Event::Gone) {
         tracing::error!(%error, "cannot end");
