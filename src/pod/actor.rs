@@ -5,12 +5,15 @@
 //!                                                      the pod drops the future and goes on to the last
 //! ```
 
+mod young;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use peerpod_providers::{Vm, VmName};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::Common;
 use super::desk::{Command, Desk, End, Heard, Held};
@@ -18,7 +21,7 @@ use super::life::Life;
 use super::liveness::{self, Hints};
 use super::phase::{Event, Phase};
 use super::record::Record;
-use super::steps::{StepError, Whose, create, launch, resume, stop};
+use super::steps::{StepError, Whose, launch, resume, stop};
 use super::vnis::Reserved;
 use super::world::{Pulse, Stage, Unready};
 use crate::hypervisor::{Failure, FailureKind};
@@ -58,9 +61,10 @@ impl Actor {
 
     /// The life of a sandbox that CreateVM asks for.
     pub(crate) async fn begin(mut self, request: PodRequest, name: VmName, seen: Seen) {
-        let Some((record, reserved)) = self.draft(request, name).await else { return };
+        let drafted = Box::pin(self.draft(request, name)).await;
+        let Some((record, reserved)) = drafted else { return };
         let life = Life::new(Arc::clone(&self.common), record, seen);
-        let next = self.keep(&life).await;
+        let next = Box::pin(self.keep(&life)).await;
         self.live(&life, next, reserved).await;
     }
 
@@ -83,7 +87,8 @@ impl Actor {
         self.live(&life, next, reserved).await;
     }
 
-    /// Goes from phase to phase. The VXLAN id is free again only after that.
+    /// Goes from phase to phase. The VXLAN id is free again only after that. Each phase has memory of
+    /// its own, so that a pod that runs, as most do for long, does not hold that of its start.
     async fn live(&mut self, life: &Life, mut next: Next, reserved: Reserved) {
         loop {
             match next {
@@ -93,10 +98,10 @@ impl Actor {
             }
             let record = life.record();
             next = match &record.phase {
-                Phase::Prepared => self.wait(life).await,
-                Phase::Launching { .. } => self.launch(life).await,
-                Phase::Running { vm } => self.run(life, vm).await,
-                Phase::Deleting { .. } => self.take_down(life).await,
+                Phase::Prepared => Box::pin(self.wait(life)).await,
+                Phase::Launching { .. } => Box::pin(self.launch(life)).await,
+                Phase::Running { vm } => Box::pin(self.run(life, vm)).await,
+                Phase::Deleting { .. } => Box::pin(self.take_down(life)).await,
             };
         }
         drop(reserved);
@@ -121,145 +126,6 @@ impl Actor {
         let failure = self.whose.failure(end.failure, &end.reason);
         self.desk.created(&Err(failure.clone()));
         self.desk.started(&Err(failure));
-    }
-
-    /// CreateVM up to where something would be left.
-    async fn draft(&mut self, request: PodRequest, name: VmName) -> Option<(Record, Reserved)> {
-        let common = Arc::clone(&self.common);
-        let draft = create::draft(&common, &request, name);
-        tokio::pin!(draft);
-        let failure = loop {
-            let heard = tokio::select! {
-                biased;
-                heard = self.desk.next() => heard,
-                done = &mut draft => match done {
-                    Ok(drafted) => return Some(drafted),
-                    Err(error) => break error.failure(&self.whose),
-                },
-            };
-            match heard {
-                Heard::Shutdown => return None,
-                Heard::Command(command) => {
-                    if let Some(end) = self.early(command) {
-                        break self.whose.failure(end.failure, &end.reason);
-                    }
-                }
-                Heard::CallersGone | Heard::Deadline => {}
-            }
-        };
-        tracing::warn!("{failure}");
-        self.desk.created(&Err(failure));
-        self.desk.stopped();
-        None
-    }
-
-    /// The rest of CreateVM.
-    async fn keep(&mut self, life: &Life) -> Next {
-        let keep = create::keep(life);
-        tokio::pin!(keep);
-        loop {
-            let heard = tokio::select! {
-                biased;
-                heard = self.desk.next() => heard,
-                done = &mut keep => break match done {
-                    Ok(()) => {
-                        self.desk.created(&Ok(path(life)));
-                        Next::Go
-                    }
-                    Err(error) => self.failed("create", &error),
-                },
-            };
-            match heard {
-                Heard::Shutdown => return Next::Leave,
-                Heard::Command(command) => {
-                    if let Some(end) = self.early(command) {
-                        return Next::End(end);
-                    }
-                }
-                Heard::CallersGone | Heard::Deadline => {}
-            }
-        }
-    }
-
-    /// A command while CreateVM is under way; what ends it is returned.
-    fn early(&mut self, command: Command) -> Option<End> {
-        match command {
-            Command::Create(reply) => self.desk.create(reply),
-            Command::Start { reply, .. } => {
-                let early = "StartVM before CreateVM was answered";
-                let _ = reply.send(Err(self.whose.failure(FailureKind::Precondition, early)));
-            }
-            Command::Stop(reply) => {
-                self.desk.stop(reply);
-                return Some(stopped());
-            }
-            Command::Over(end) => return Some(end),
-            _ => {}
-        }
-        None
-    }
-
-    /// Prepared: waits for StartVM.
-    async fn wait(&mut self, life: &Life) -> Next {
-        let expiry = self.common.options.expiry;
-        let age = self.common.world.clock.now_ms().saturating_sub(life.record().created_ms);
-        let expired = sleep(expiry.saturating_sub(Duration::from_millis(age)));
-        tokio::pin!(expired);
-        loop {
-            let heard = tokio::select! {
-                biased;
-                heard = self.desk.next() => heard,
-                () = &mut expired => {
-                    let reason = format!("no StartVM within {} s", expiry.as_secs());
-                    return Next::End(End::new("expired", FailureKind::Deadline, reason));
-                }
-            };
-            match heard {
-                Heard::Shutdown => return Next::Leave,
-                Heard::Command(Command::Start { deadline, reply }) => {
-                    self.begun = Instant::now();
-                    self.join(deadline, reply);
-                    return self.launch(life).await;
-                }
-                Heard::Command(Command::Held(Held::Nothing)) => {
-                    // A relay that does not answer now attaches again, and this comes again.
-                    let _ = create::open(life).await;
-                }
-                Heard::Command(command) => {
-                    if let Some(end) = self.known(life, command) {
-                        return Next::End(end);
-                    }
-                }
-                Heard::CallersGone | Heard::Deadline => {}
-            }
-        }
-    }
-
-    /// Launching, as an earlier process left it: goes on only if a shim still waits for it.
-    async fn await_replay(&mut self) -> Next {
-        self.begun = Instant::now();
-        self.desk.expect(self.begun + self.common.options.start_deadline);
-        let lost = "the daemon was restarted, and no shim waits for the start any more";
-        let lost = || Next::End(End::new("restart", FailureKind::Cancelled, lost));
-        loop {
-            match self.desk.next().await {
-                Heard::Shutdown => return Next::Leave,
-                Heard::Deadline => return lost(),
-                Heard::Command(Command::Replayed { start: true }) => return Next::Go,
-                Heard::Command(Command::Replayed { start: false }) => return lost(),
-                Heard::Command(Command::Start { deadline, reply }) => {
-                    self.join(deadline, reply);
-                    return Next::Go;
-                }
-                Heard::Command(Command::Stop(reply)) => {
-                    self.desk.stop(reply);
-                    return Next::End(stopped());
-                }
-                Heard::Command(Command::Over(end)) => return Next::End(end),
-                Heard::Command(Command::Create(reply)) => self.desk.create(reply),
-                Heard::Command(_) | Heard::CallersGone => {}
-            }
-        }
     }
 
     /// Launching: the start runs beside the desk.
@@ -305,14 +171,14 @@ impl Actor {
         let pulse = self.pulse.take();
         let taken_up = pulse.is_none();
         let alive = liveness::watch(life, pulse, &hints);
-        let mend = async {
-            if taken_up {
+        tokio::pin!(alive);
+        let (mut mend, mut link) = (Slow::none(), Slow::none());
+        if taken_up {
+            mend.begin(async {
                 wipe(life).await;
                 resume::tunnel(life, vm).await;
-            }
-        };
-        tokio::pin!(alive, mend);
-        let (mut mending, mut link) = (true, None);
+            });
+        }
         loop {
             let heard = tokio::select! {
                 biased;
@@ -320,14 +186,8 @@ impl Actor {
                 reason = &mut alive => {
                     return Next::End(End::new("vm", FailureKind::Unavailable, reason));
                 }
-                () = &mut mend, if mending => {
-                    mending = false;
-                    continue;
-                }
-                () = async { if let Some(l) = link.as_mut() { l.await } }, if link.is_some() => {
-                    link = None;
-                    continue;
-                }
+                () = mend.done() => continue,
+                () = link.done() => continue,
             };
             match heard {
                 Heard::Shutdown => return Next::Leave,
@@ -335,7 +195,7 @@ impl Actor {
                 Heard::Command(Command::Ask) => hints.ask(),
                 Heard::Command(Command::Doubt(reason)) => hints.doubt(reason),
                 Heard::Command(Command::Held(Held::Nothing | Held::Socket)) => {
-                    link = Some(Box::pin(resume::link(life, vm)));
+                    link.begin(resume::link(life, vm));
                 }
                 Heard::Command(command) => {
                     if let Some(end) = self.known(life, command) {
@@ -435,6 +295,27 @@ impl Actor {
         let prefix = format!("{}: ", self.whose);
         let reason = message.strip_prefix(&prefix).unwrap_or(&message);
         Next::End(End::new(why, kind, reason))
+    }
+}
+
+/// Something slow beside the desk, if there is something; what begins anew replaces it.
+struct Slow<'a>(Option<BoxFuture<'a, ()>>);
+
+impl<'a> Slow<'a> {
+    fn none() -> Self {
+        Self(None)
+    }
+
+    fn begin(&mut self, work: impl Future<Output = ()> + Send + 'a) {
+        self.0 = Some(Box::pin(work));
+    }
+
+    async fn done(&mut self) {
+        match &mut self.0 {
+            Some(work) => work.await,
+            None => std::future::pending().await,
+        }
+        self.0 = None;
     }
 }
 

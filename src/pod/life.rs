@@ -18,6 +18,8 @@ use super::record::Record;
 use super::steps::StepError;
 use super::world::{NetworkError, Stage, Unready};
 
+const SAVE: &str = "save";
+
 /// One pod. All of it works by shared reference: a step borrows it while the actor listens.
 #[derive(Debug)]
 pub(crate) struct Life {
@@ -142,7 +144,7 @@ impl Life {
         let (records, record) = (Arc::clone(&self.common.world.records), self.record());
         let save = async move { records.save(&record).await };
         let queued = self.disk.run(&self.common.tracker, "save record", save);
-        self.step("save", async { queued.await.ok_or(StepError::Ended)?.map_err(StepError::Save) })
+        self.step(SAVE, async { queued.await.ok_or(StepError::Ended)?.map_err(StepError::Save) })
             .await
     }
 
@@ -157,22 +159,16 @@ impl Life {
         .await
     }
 
-    /// Every effect passes here: it is timed, counted and told.
+    /// Does an effect and keeps in the timeline how it went.
     pub(crate) async fn step<T, E: std::fmt::Display>(
         &self,
         name: &'static str,
         effect: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        let begin = Instant::now();
-        let done = effect.await;
-        let took = begin.elapsed();
+        let (done, took) = self.common.observe(name, effect).await;
         lock(&self.taken).steps.push((name, took));
-        self.common.world.observer.step(name, took, done.is_ok());
-        match &done {
-            Ok(_) => tracing::debug!(step = name, took_ms = millis(took), "done"),
-            Err(error) => tracing::warn!(step = name, took_ms = millis(took), %error, "failed"),
-        }
-        if name != "save" {
+        // A save is no news, and would itself have to be saved.
+        if name != SAVE {
             let now = self.common.world.clock.now_ms();
             self.amend(|r| match &done {
                 Ok(_) => r.note(now, name, Some(millis(took))),

@@ -22,9 +22,11 @@ mod vnis;
 pub mod world;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use peerpod_providers::VmName;
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
@@ -61,6 +63,24 @@ impl Common {
     ) -> Self {
         let creates = Semaphore::new(options.concurrent_creates.clamp(1, Semaphore::MAX_PERMITS));
         Self { world, options, creates, vnis: Vnis::default(), tracker, shutdown }
+    }
+
+    /// Every effect passes here: it is timed, counted and told. Returns how long it took, too.
+    pub(crate) async fn observe<T, E: std::fmt::Display>(
+        &self,
+        step: &'static str,
+        effect: impl Future<Output = Result<T, E>>,
+    ) -> (Result<T, E>, Duration) {
+        let begin = Instant::now();
+        let done = effect.await;
+        let took = begin.elapsed();
+        self.world.observer.step(step, took, done.is_ok());
+        let took_ms = took.as_millis();
+        match &done {
+            Ok(_) => tracing::debug!(step, took_ms, "done"),
+            Err(error) => tracing::warn!(step, took_ms, %error, "failed"),
+        }
+        (done, took)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The life of pods in a world of fakes, on paused time.
 
 mod create;
+mod fakes;
 mod harness;
 mod restart;
 mod start;

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use peerpod_providers::VmName;
+use peerpod_tunnel::network::PodNetwork;
 
 use super::StepError;
+use crate::plan::Plan;
 use crate::pod::Common;
 use crate::pod::life::Life;
 use crate::pod::phase::Phase;
@@ -23,15 +25,29 @@ pub(crate) async fn draft(
     name: VmName,
 ) -> Result<(Record, Reserved), StepError> {
     let (world, options) = (&common.world, &common.options);
-    let inspected = world.network.inspect(&request.netns).await;
+    let (inspected, _) = common.observe("inspect", world.network.inspect(&request.netns)).await;
     let (found, netns_id) = inspected.map_err(StepError::Inspect)?;
-    let kernel = world.network.kernel_vnis().await.map_err(StepError::Kernel)?;
+    let (kernel, _) = common.observe("vni", world.network.kernel_vnis()).await;
+    let kernel = kernel.map_err(StepError::Kernel)?;
     let start = world.random.next();
     let reserved = common.vnis.pick(options.vxlan_min_id, kernel, start).map_err(StepError::Vni)?;
-    let plan = world.planner.plan(request, &found, reserved.vni, name).map_err(StepError::Plan)?;
+    let plan = async { world.planner.plan(request, &found, reserved.vni, name) };
+    let (plan, _) = common.observe("plan", plan).await;
+    let plan = plan.map_err(StepError::Plan)?;
+    Ok((record(common, request, (found, netns_id, reserved.vni), plan), reserved))
+}
+
+/// The first record of a sandbox.
+fn record(
+    common: &Common,
+    request: &PodRequest,
+    (found, netns_id, vni): (PodNetwork, (u64, u64), u32),
+    plan: Plan,
+) -> Record {
+    let (world, options) = (&common.world, &common.options);
     let now = world.clock.now_ms();
     let sandbox = request.sandbox.to_string();
-    let record = Record {
+    Record {
         version: VERSION,
         boot: options.boot_id.clone(),
         installation: options.installation.clone(),
@@ -45,7 +61,7 @@ pub(crate) async fn draft(
             netns: request.netns.clone(),
             netns_id,
             found,
-            vni: reserved.vni,
+            vni,
             vxlan_port: options.vxlan_port,
         },
         link: LinkPart {
@@ -66,8 +82,7 @@ pub(crate) async fn draft(
         last_error: None,
         created_ms: now,
         since_ms: now,
-    };
-    Ok((record, reserved))
+    }
 }
 
 /// Keeps the record, then opens the socket.

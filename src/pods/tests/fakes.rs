@@ -1,0 +1,449 @@
+//! The parts of the world that are fakes of our own; the provider's fake is its crate's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use peerpod_providers::fake::{Fake, Operation};
+use peerpod_providers::{Candidate, Market, UserData, VmName, VmSpec, tags};
+use peerpod_tunnel::link::tls::ClientTls;
+use peerpod_tunnel::network::{InspectError, PodNetwork, Tunnel, TunnelError};
+use tokio::time::{Instant, sleep};
+
+use crate::hypervisor::Failure;
+use crate::plan::Plan;
+use crate::pod::phase::Phase;
+use crate::pod::record::{Broken, Loaded, Record, RecordError, Records};
+use crate::pod::samples;
+use crate::pod::world::{
+    Clock, Door, Guest, Network, NetworkError, Observer, Planner, Pulse, Random, Stage, Unready,
+};
+use crate::proto::hypervisor::CreateVmRequest;
+use crate::relay::api::{Control, ControlError, Held};
+use crate::request::{self, PodRequest};
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no test panics while it holds a lock")
+}
+
+#[derive(Debug)]
+pub(super) struct FakeClock {
+    pub(super) begin: Instant,
+    pub(super) since: Duration,
+}
+
+impl Clock for FakeClock {
+    fn now_ms(&self) -> u64 {
+        u64::try_from((self.since + self.begin.elapsed()).as_millis()).expect("some years")
+    }
+}
+
+#[derive(Debug, Default)]
+pub(super) struct FakeChance(std::sync::atomic::AtomicU32);
+
+impl Random for FakeChance {
+    fn next(&self) -> u32 {
+        self.0.fetch_add(0x9e37_79b9, std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct FakePlanner;
+
+impl Planner for FakePlanner {
+    fn parse(&self, request: &CreateVmRequest) -> Result<PodRequest, Failure> {
+        request::parse(request, &Default::default()).map_err(Failure::from)
+    }
+
+    fn plan(
+        &self,
+        request: &PodRequest,
+        _: &PodNetwork,
+        _: u32,
+        name: VmName,
+    ) -> Result<Plan, Failure> {
+        let sandbox = request.sandbox.to_string();
+        Ok(Plan {
+            spec: spec(name.clone(), &sandbox, "node-1"),
+            candidates: ["a", "b"].iter().zip(0..).map(|(z, n)| candidate(n, z)).collect(),
+            size_reason: "the default".to_owned(),
+            edit_methods: Vec::new(),
+            server_name: name.to_string(),
+        })
+    }
+
+    fn client(&self, _: &str) -> Option<ClientTls> {
+        None
+    }
+}
+
+pub(super) fn spec(name: VmName, sandbox: &str, node: &str) -> VmSpec {
+    let tag = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    VmSpec {
+        name,
+        sandbox: sandbox.to_owned(),
+        tags: [tag(tags::INSTALLATION, "test"), tag(tags::NODE, node), tag(tags::SANDBOX, sandbox)]
+            .into(),
+        user_data: UserData("PRIVATE KEY".to_owned()),
+        image: None,
+        disk_gib: 0,
+    }
+}
+
+pub(super) fn candidate(number: u32, zone: &str) -> Candidate {
+    Candidate {
+        number,
+        instance_type: "small".to_owned(),
+        zone: Some(zone.to_owned()),
+        market: Market::OnDemand,
+    }
+}
+
+/// Counts what the daemon would show as metrics.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) failed_at: Mutex<Vec<Stage>>,
+    pub(super) lost: Mutex<Vec<&'static str>>,
+    pub(super) broken: Mutex<usize>,
+    pub(super) sweeps: Mutex<Vec<(Option<usize>, usize)>>,
+    pub(super) errors: Mutex<Vec<(&'static str, &'static str)>>,
+    pub(super) phases: Mutex<BTreeMap<&'static str, i64>>,
+}
+
+impl Observer for Counts {
+    fn phase(&self, from: Option<&'static str>, to: Option<&'static str>) {
+        let mut phases = lock(&self.phases);
+        from.into_iter().for_each(|f| *phases.entry(f).or_default() -= 1);
+        to.into_iter().for_each(|t| *phases.entry(t).or_default() += 1);
+    }
+
+    fn provider_error(&self, operation: &'static str, kind: &'static str) {
+        lock(&self.errors).push((operation, kind));
+    }
+
+    fn start_failed(&self, stage: Stage) {
+        lock(&self.failed_at).push(stage);
+    }
+
+    fn pod_lost(&self, why: &'static str) {
+        lock(&self.lost).push(why);
+    }
+
+    fn broken_records(&self, count: usize) {
+        *lock(&self.broken) = count;
+    }
+
+    fn sweep(&self, found: Option<usize>, deleted: usize) {
+        lock(&self.sweeps).push((found, deleted));
+    }
+}
+
+/// Records in memory; what was saved, and after how many creates.
+#[derive(Debug)]
+pub(super) struct FakeRecords {
+    pub(super) provider: Arc<Fake>,
+    pub(super) state: Mutex<RecordState>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RecordState {
+    pub(super) all: BTreeMap<String, Record>,
+    pub(super) broken: Vec<Broken>,
+    pub(super) log: Vec<(String, Phase, u64)>,
+    pub(super) full: bool,
+    pub(super) hangs: bool,
+}
+
+impl FakeRecords {
+    pub(super) fn all(&self) -> BTreeMap<String, Record> {
+        lock(&self.state).all.clone()
+    }
+
+    fn refuse(&self) -> Result<(), RecordError> {
+        if lock(&self.state).full {
+            let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+            return Err(RecordError { action: "write", path: "/state/pods".into(), source });
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Records for FakeRecords {
+    async fn load(&self) -> Result<Loaded, RecordError> {
+        let state = lock(&self.state);
+        let records = state.all.values().cloned().collect();
+        Ok(Loaded { records, broken: state.broken.clone() })
+    }
+
+    async fn save(&self, record: &Record) -> Result<(), RecordError> {
+        while lock(&self.state).hangs {
+            sleep(Duration::from_millis(100)).await;
+        }
+        self.refuse()?;
+        let mut state = lock(&self.state);
+        let line = (record.sandbox.clone(), record.phase.clone());
+        state.log.push((line.0, line.1, self.provider.count(Operation::Create)));
+        state.all.insert(record.sandbox.clone(), record.clone());
+        Ok(())
+    }
+
+    async fn remove(&self, sandbox: &str) -> Result<(), RecordError> {
+        lock(&self.state).all.remove(sandbox);
+        Ok(())
+    }
+}
+
+/// The kernel.
+#[derive(Debug, Default)]
+pub(super) struct FakeNetwork {
+    pub(super) attached: Mutex<BTreeMap<String, Tunnel>>,
+    pub(super) attaches: Mutex<u32>,
+    /// Namespaces that are not there.
+    pub(super) missing: Mutex<BTreeSet<PathBuf>>,
+    pub(super) refuses: Mutex<BTreeSet<&'static str>>,
+    pub(super) hangs: Mutex<BTreeSet<&'static str>>,
+    pub(super) dedicated: Mutex<bool>,
+}
+
+impl FakeNetwork {
+    async fn begin(&self, what: &'static str) -> Result<(), NetworkError> {
+        while lock(&self.hangs).contains(what) {
+            sleep(Duration::from_millis(100)).await;
+        }
+        if lock(&self.refuses).contains(what) {
+            let (sandbox, path) = ("s".to_owned(), "p".to_owned());
+            let reason = format!("{what} refused by the test");
+            return Err(TunnelError::Netns { sandbox, path, reason }.into());
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Network for FakeNetwork {
+    async fn inspect(&self, netns: &Path) -> Result<(PodNetwork, (u64, u64)), NetworkError> {
+        self.begin("inspect").await?;
+        if lock(&self.missing).contains(netns) {
+            return Err(InspectError::NoDefaultRoute(netns.to_owned()).into());
+        }
+        let dedicated = *lock(&self.dedicated);
+        Ok((PodNetwork { dedicated, ..samples::network() }, (4, 5)))
+    }
+
+    async fn kernel_vnis(&self) -> Result<BTreeSet<u32>, NetworkError> {
+        self.begin("vnis").await?;
+        Ok(BTreeSet::new())
+    }
+
+    async fn attach(&self, tunnel: &Tunnel) -> Result<(), NetworkError> {
+        *lock(&self.attaches) += 1;
+        self.begin("attach").await?;
+        lock(&self.attached).insert(tunnel.sandbox.clone(), tunnel.clone());
+        Ok(())
+    }
+
+    async fn detach(&self, tunnel: &Tunnel) -> Result<(), NetworkError> {
+        self.begin("detach").await?;
+        lock(&self.attached).remove(&tunnel.sandbox);
+        Ok(())
+    }
+
+    async fn verify(&self, tunnel: &Tunnel) -> Result<Vec<String>, NetworkError> {
+        let stands = lock(&self.attached).get(&tunnel.sandbox) == Some(tunnel);
+        Ok(if stands { Vec::new() } else { vec!["vxlan1 is missing".to_owned()] })
+    }
+
+    async fn clear_leftovers(&self, known: &BTreeSet<String>) -> Result<Vec<String>, NetworkError> {
+        let mut attached = lock(&self.attached);
+        let gone = attached.keys().filter(|k| !known.contains(*k)).cloned().collect();
+        attached.retain(|k, _| known.contains(k));
+        Ok(gone)
+    }
+}
+
+/// The relay.
+#[derive(Debug, Default)]
+pub(super) struct FakeRelay {
+    pub(super) held: Mutex<BTreeMap<String, Socket>>,
+    pub(super) edits: Mutex<Vec<(u64, Result<Bytes, String>)>>,
+    pub(super) closes: Mutex<Vec<(String, String)>>,
+    pub(super) connects: Mutex<u32>,
+    pub(super) refuses: Mutex<BTreeMap<&'static str, ControlError>>,
+    pub(super) hangs: Mutex<BTreeSet<&'static str>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) path: PathBuf,
+    pub(super) target: Option<SocketAddr>,
+    pub(super) shim: bool,
+    pub(super) idle_since: Instant,
+}
+
+impl FakeRelay {
+    pub(super) fn sandboxes(&self) -> BTreeSet<String> {
+        lock(&self.held).keys().cloned().collect()
+    }
+
+    /// A shim connects, or the last one goes.
+    pub(super) fn shim(&self, sandbox: &str, there: bool) {
+        let mut held = lock(&self.held);
+        let socket = held.get_mut(sandbox).expect("open");
+        (socket.shim, socket.idle_since) = (there, Instant::now());
+    }
+
+    async fn begin(&self, what: &'static str) -> Result<(), ControlError> {
+        while lock(&self.hangs).contains(what) {
+            sleep(Duration::from_millis(100)).await;
+        }
+        match lock(&self.refuses).get(what) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Control for FakeRelay {
+    async fn open(&self, sandbox: &str, path: &Path, _: &[String]) -> Result<(), ControlError> {
+        self.begin("open").await?;
+        let new =
+            Socket { path: path.to_owned(), target: None, shim: false, idle_since: Instant::now() };
+        lock(&self.held).entry(sandbox.to_owned()).or_insert(new);
+        Ok(())
+    }
+
+    async fn connect(
+        &self,
+        sandbox: &str,
+        target: SocketAddr,
+        _: Option<&ClientTls>,
+        _: Duration,
+    ) -> Result<(), ControlError> {
+        *lock(&self.connects) += 1;
+        self.begin("connect").await?;
+        let mut held = lock(&self.held);
+        let Some(socket) = held.get_mut(sandbox) else {
+            return Err(ControlError::Refused(format!("unknown sandbox {sandbox}")));
+        };
+        socket.target = Some(target);
+        Ok(())
+    }
+
+    async fn close(&self, sandbox: &str, reason: &str) -> Result<bool, ControlError> {
+        lock(&self.closes).push((sandbox.to_owned(), reason.to_owned()));
+        self.begin("close").await?;
+        Ok(lock(&self.held).remove(sandbox).is_some())
+    }
+
+    async fn list(&self) -> Result<Vec<Held>, ControlError> {
+        self.begin("list").await?;
+        let held = lock(&self.held);
+        let all = held.iter().map(|(sandbox, socket)| Held {
+            sandbox: sandbox.clone(),
+            path: socket.path.display().to_string(),
+            target: socket.target.map(|t| t.to_string()).unwrap_or_default(),
+            agent_connections: u32::from(socket.shim),
+            idle_ms: if socket.shim { 0 } else { millis(socket.idle_since.elapsed()) },
+            ..Held::default()
+        });
+        Ok(all.collect())
+    }
+
+    async fn edited(
+        &self,
+        ticket: u64,
+        outcome: Result<Bytes, String>,
+    ) -> Result<(), ControlError> {
+        lock(&self.edits).push((ticket, outcome));
+        Ok(())
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("some years")
+}
+
+/// All VMs behave alike, as the test says.
+#[derive(Debug, Default)]
+pub(super) struct FakeGuest {
+    pub(super) mood: Arc<Mutex<Mood>>,
+    pub(super) knocks: Mutex<Vec<Instant>>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Mood {
+    #[default]
+    Answers,
+    /// Accepts and says nothing, on old connections, too.
+    Hangs,
+    /// Nobody is there.
+    Dark,
+    Refuses,
+    BreaksTls,
+    AgentMissing,
+}
+
+impl FakeGuest {
+    pub(super) fn be(&self, mood: Mood) {
+        *lock(&self.mood) = mood;
+    }
+}
+
+#[async_trait]
+impl Guest for FakeGuest {
+    async fn knock(&self, _: SocketAddr, bound: Duration) -> Result<Box<dyn Door>, Unready> {
+        lock(&self.knocks).push(Instant::now());
+        let fail = |stage, reason: &str| Err(Unready { stage, reason: reason.to_owned() });
+        let mood = *lock(&self.mood);
+        match mood {
+            Mood::Dark => {
+                sleep(bound).await;
+                fail(Stage::Unreachable, "silence")
+            }
+            Mood::Refuses => fail(Stage::Refused, "RST"),
+            _ => Ok(Box::new(FakeVm(Arc::clone(&self.mood)))),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FakeVm(Arc<Mutex<Mood>>);
+
+#[async_trait]
+impl Door for FakeVm {
+    async fn enter(
+        self: Box<Self>,
+        _: Option<&ClientTls>,
+        bound: Duration,
+    ) -> Result<Box<dyn Pulse>, Unready> {
+        let mood = *lock(&self.0);
+        let fail = |stage, reason: &str| Err(Unready { stage, reason: reason.to_owned() });
+        match mood {
+            Mood::Answers => Ok(self),
+            Mood::Hangs => {
+                sleep(bound).await;
+                fail(Stage::Tls, "no handshake")
+            }
+            Mood::BreaksTls => fail(Stage::Tls, "bad certificate"),
+            _ => fail(Stage::Agent, "no agent"),
+        }
+    }
+}
+
+#[async_trait]
+impl Pulse for FakeVm {
+    async fn beat(&mut self) -> Result<(), String> {
+        let mood = *lock(&self.0);
+        match mood {
+            Mood::Answers => Ok(()),
+            Mood::Hangs | Mood::Dark => std::future::pending().await,
+            _ => Err("reset".to_owned()),
+        }
+    }
+}
