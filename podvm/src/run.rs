@@ -102,6 +102,7 @@ async fn listen_and_serve(
     tracing::info!(%address, "forwarder serves");
     notify(&[sd_notify::NotifyState::Ready]);
     forwarder.serve(stop).await;
+    notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
 }
 
@@ -141,6 +142,9 @@ fn guest_network(args: &cli::Serve, apf: &Apf) -> anyhow::Result<Option<GuestNet
             "the worker's tunnel has an interface of its own; without --host-interface the VM's \
              is that of the default route"
         );
+    }
+    if network.external_net_via_pod_vm {
+        tracing::warn!("external-net-via-pod-vm is ignored: all of the pod's traffic is tunnelled");
     }
     guest.host_interface = args.host_interface.clone();
     Ok(Some(guest))

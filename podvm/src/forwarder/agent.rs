@@ -40,7 +40,7 @@ struct Held {
 
 impl Held {
     fn open(path: &Path) -> std::io::Result<Self> {
-        let fd = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())?;
+        let fd = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
         let file = std::fs::metadata(by_descriptor(&fd))?;
         if !file.file_type().is_socket() {
             let text = format!("{} is no socket", path.display());
