@@ -1,7 +1,11 @@
 //! The daemon `peerpodd` as a library, so that its parts can be tested and put together.
 
+pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod hypervisor;
+pub mod metrics;
 pub mod pki;
 pub mod plan;
 pub mod pod;
@@ -9,4 +13,7 @@ pub mod pods;
 pub mod proto;
 pub mod relay;
 pub mod request;
+pub mod run;
 pub mod shutdown;
+pub mod status;
+pub mod telemetry;

@@ -207,7 +207,7 @@ pub struct Pods {
 /// The comparison of provider and records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sweep {
-    /// Time between two; `None`: only at start.
+    /// Time between two; `None`: never.
     pub interval: Option<Duration>,
     /// Younger VMs are left alone.
     pub grace: Duration,

@@ -115,7 +115,7 @@ settings! {
         "Refuse to start when the provider's check finds a problem, instead of being not ready.";
 
     SWEEP_INTERVAL: Option<Duration> = Ours One "sweep-interval" "PEERPODD_SWEEP_INTERVAL" "5m" parse::interval,
-        "Time between two searches for VMs that nobody knows; 0 is at start only.";
+        "Time between two searches for VMs that nobody knows; 0 is never.";
     SWEEP_GRACE: Duration = Ours One "sweep-grace" "PEERPODD_SWEEP_GRACE" "10m" parse::duration::<0, DAY>,
         "Younger unknown VMs are left alone.";
     SWEEP_DRY_RUN: bool = Ours Bool "sweep-dry-run" "PEERPODD_SWEEP_DRY_RUN" "false" parse::boolean,

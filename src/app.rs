@@ -1,0 +1,171 @@
+//! The composition root: from a command line to a running process and its exit code.
+//!
+//! Exit codes: 0 done or told to end, 1 failure, 2 a setting cannot be used.
+
+mod look;
+mod node;
+mod planner;
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::cli::{self, Call, Role, Start};
+use crate::config::{Loaded, Problems, RelaySettings};
+use crate::relay::{Relay, RelayOptions};
+use crate::shutdown::Shutdown;
+use crate::{run, status, telemetry};
+
+/// Runs the program.
+pub fn main(start: &Start) -> ExitCode {
+    telemetry::log_panics();
+    let call = match cli::read(start) {
+        Ok(call) => call,
+        Err(leave) => {
+            write(&mut std::io::stderr(), &leave.text);
+            return ExitCode::from(leave.code);
+        }
+    };
+    match call {
+        Call::Say(text) => {
+            write(&mut std::io::stdout(), &text);
+            ExitCode::SUCCESS
+        }
+        Call::Status { port, pod, json } => ask(port, pod.as_deref(), json),
+        Call::Process { role, loaded, args, refusal } => {
+            telemetry::init(&loaded.log());
+            let done = match role {
+                Role::Node => node_process(&loaded, start),
+                Role::Relay => relay_process(&loaded),
+                Role::Run => run_process(&loaded, args, start),
+            };
+            exit_code(role, done, refusal)
+        }
+    }
+}
+
+/// A reader that has gone, as in `peerpodd status | head`, is no failure.
+fn write(to: &mut dyn Write, text: &str) {
+    to.write_all(text.as_bytes()).and_then(|()| to.flush()).ok();
+}
+
+/// A failure that another try would only repeat: a setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("a setting cannot be used")]
+struct BadSetting(#[source] anyhow::Error);
+
+fn exit_code(role: Role, done: anyhow::Result<u8>, refusal: u8) -> ExitCode {
+    let error = match done {
+        Ok(2) => return ExitCode::from(refusal),
+        Ok(code) => return ExitCode::from(code),
+        Err(error) => error,
+    };
+    let code = if let Some(problems) = error.downcast_ref::<Problems>() {
+        // Several lines for people, not one field of a log.
+        say(role, problems);
+        refusal
+    } else if let Some(BadSetting(cause)) = error.downcast_ref::<BadSetting>() {
+        say(role, &format!("{cause:#}"));
+        refusal
+    } else {
+        tracing::error!(process = role.name(), error = %format!("{error:#}"), "cannot go on");
+        1
+    };
+    ExitCode::from(code)
+}
+
+fn say(role: Role, text: &dyn Display) {
+    write(&mut std::io::stderr(), &format!("peerpodd {}: {text}\n", role.name()));
+}
+
+/// Few threads are enough: nothing of ours computes, and a node has better use for its processors.
+fn runtime(most: usize) -> anyhow::Result<Runtime> {
+    let processors = std::thread::available_parallelism().map_or(2, usize::from);
+    Builder::new_multi_thread()
+        .worker_threads(processors.clamp(2, 4).min(most))
+        .thread_name("peerpodd")
+        .enable_all()
+        .build()
+        .context("start the runtime")
+}
+
+fn banner(role: Role, loaded: &Loaded) {
+    tracing::info!(process = role.name(), pid = std::process::id(), "peerpodd {}", cli::build());
+    for notice in &loaded.notices {
+        tracing::warn!("{notice}");
+    }
+}
+
+fn node_process(loaded: &Loaded, start: &Start) -> anyhow::Result<u8> {
+    let settings = loaded.settings()?;
+    banner(Role::Node, loaded);
+    let runtime = runtime(4)?;
+    let done = runtime.block_on(Box::pin(node::run(settings, &start.program)));
+    // Whatever blocks a thread for good was named by the drain.
+    runtime.shutdown_background();
+    done.map(|()| 0)
+}
+
+fn relay_process(loaded: &Loaded) -> anyhow::Result<u8> {
+    let settings = loaded.relay()?;
+    banner(Role::Relay, loaded);
+    let runtime = runtime(4)?;
+    let done = runtime.block_on(relay(settings));
+    runtime.shutdown_background();
+    done.map(|()| 0)
+}
+
+async fn relay(settings: RelaySettings) -> anyhow::Result<()> {
+    let shutdown = Shutdown::new();
+    shutdown.on_signals().context("install signal handlers")?;
+    let relay = Relay::bind(RelayOptions {
+        hypervisor_socket: settings.paths.socket.clone(),
+        pods_dir: settings.paths.pods_dir.clone(),
+        control_socket: settings.paths.control_socket(),
+        allowed_uid: nix::unistd::geteuid().as_raw(),
+        build: cli::build(),
+        own_process: true,
+    })
+    .await?;
+    notify(&[sd_notify::NotifyState::Ready]);
+    let served = relay.run(shutdown.tracker(), shutdown.token()).await;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    shutdown.drain(settings.drain_timeout).await;
+    served.context("relay")
+}
+
+fn run_process(loaded: &Loaded, args: Vec<String>, start: &Start) -> anyhow::Result<u8> {
+    let settings = loaded.settings()?;
+    banner(Role::Run, loaded);
+    let children = run::Children { program: start.program.clone(), args };
+    let runtime = runtime(2)?;
+    Ok(runtime.block_on(run::run(children, &settings))?)
+}
+
+fn ask(port: u16, pod: Option<&str>, json: bool) -> ExitCode {
+    let asked = runtime(2).and_then(|runtime| {
+        let report = runtime.block_on(status::ask(port))?;
+        Ok(status::print(&report, pod, json, SystemTime::now())?)
+    });
+    match asked {
+        Ok(text) => {
+            write(&mut std::io::stdout(), &text);
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            write(&mut std::io::stderr(), &format!("{e:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Nobody listens where there is no systemd, and that is fine.
+pub(crate) fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(states) {
+        tracing::debug!(error = %e, "systemd was not told");
+    }
+}

@@ -1,0 +1,89 @@
+//! Asks the provider what it has, until it is well, and hands that to the planner.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use peerpod_providers::size::SizeRules;
+use peerpod_providers::{Provider, Report};
+
+use super::planner::LatePlanner;
+use crate::admin::Guard;
+use crate::hypervisor;
+use crate::pki::Pki;
+use crate::plan::PlanRules;
+use crate::pod::world::Planning;
+use crate::request::RequestRules;
+
+/// How long one look at the provider may take.
+const CHECK: Duration = Duration::from_secs(60);
+/// Pauses between looks at a provider that is not well: the first, doubled up to the last.
+const CHECK_AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
+/// By what pods are planned, but for the sizes.
+pub(super) struct Rules {
+    pub(super) pki: Pki,
+    pub(super) requests: RequestRules,
+    pub(super) plans: PlanRules,
+}
+
+impl Rules {
+    /// With the sizes: the first is the default, all are permitted.
+    pub(super) fn planning(self, report: Report) -> Planning {
+        let names = report.types.iter().map(|t| t.name.clone());
+        let size = SizeRules {
+            default_type: report.types.first().map(|t| t.name.clone()).unwrap_or_default(),
+            allowed: names.collect(),
+        };
+        let plans = PlanRules { catalogue: report.types, size, ..self.plans };
+        Planning::new(self.pki, self.requests, plans)
+    }
+}
+
+/// Looks at the provider until it is well, and then hands its sizes to the planner.
+pub(super) struct Look {
+    pub(super) provider: Arc<dyn Provider>,
+    pub(super) planner: Arc<LatePlanner>,
+    pub(super) rules: Rules,
+}
+
+impl Look {
+    pub(super) async fn once(self) -> Result<(), (Box<Self>, String)> {
+        match tokio::time::timeout(CHECK, self.provider.check()).await {
+            Ok(Ok(report)) if report.problems.is_empty() && !report.types.is_empty() => {
+                for warning in &report.warnings {
+                    tracing::warn!(provider = %self.provider, "{warning}");
+                }
+                tracing::info!(provider = %self.provider, types = report.types.len(), "provider is well");
+                self.planner.ready(self.rules.planning(report));
+                Ok(())
+            }
+            Ok(Ok(report)) if report.problems.is_empty() => {
+                Err((Box::new(self), "it has no instance type".to_owned()))
+            }
+            Ok(Ok(report)) => Err((Box::new(self), report.problems.join("; "))),
+            Ok(Err(e)) => Err((Box::new(self), hypervisor::chain(&e))),
+            Err(_) => Err((Box::new(self), format!("no answer within {CHECK:?}"))),
+        }
+    }
+
+    /// Drops `guard` when it is.
+    pub(super) async fn until_well(self, guard: Guard) {
+        let (mut look, mut pause, mut said) = (self, CHECK_AGAIN.0, String::new());
+        loop {
+            let reason = match look.once().await {
+                Ok(()) => break,
+                Err((again, reason)) => {
+                    look = *again;
+                    reason
+                }
+            };
+            if reason != said {
+                tracing::error!(provider = %look.provider, reason, "provider is not well");
+            }
+            look.planner.missing(format!("provider {} is not well: {reason}", look.provider));
+            said = reason;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(CHECK_AGAIN.1);
+        }
+        drop(guard);
+    }
+}

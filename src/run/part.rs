@@ -1,0 +1,143 @@
+//! One of the two children: started, watched, started anew, ended.
+//!
+//! ```text
+//!   ┌─▶ beginning ──▶ watching ──ends──▶ pause (doubling, short again after a long life) ──┐
+//!   │                    │  └──ends with 2──▶ given up                                     │
+//!   │                    └──order──▶ ended                                                 │
+//!   └──────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Children;
+use super::process::{Process, ProcessError};
+
+/// Pauses before a new start: the first, doubled up to the last.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// A child that lived that long was well; its next pause is the first again.
+const WELL: Duration = Duration::from_secs(10);
+/// Exit code of a child that says a setting cannot be used.
+const BAD_SETTING: i32 = 2;
+
+/// What a part is to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Run, and begin anew when it ends.
+    #[default]
+    Run,
+    /// End, unless somebody else had started it.
+    EndIfOurs,
+    /// End.
+    End,
+}
+
+/// Gives orders to one part.
+#[derive(Debug, Default)]
+pub(super) struct Orders(watch::Sender<Order>);
+
+impl Orders {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Order> {
+        self.0.subscribe()
+    }
+
+    pub(super) fn give(&self, order: Order) {
+        self.0.send_replace(order);
+    }
+}
+
+/// One of the two.
+#[derive(Debug)]
+pub(super) struct Part {
+    role: &'static str,
+    /// The socket by which it is known to be there.
+    socket: PathBuf,
+    children: Children,
+    patience: Duration,
+}
+
+impl Part {
+    /// `patience` is how long it may take to end when it is told to.
+    pub(super) fn new(
+        role: &'static str,
+        socket: PathBuf,
+        children: Children,
+        patience: Duration,
+    ) -> Self {
+        Self { role, socket, children, patience }
+    }
+
+    /// Ends a process that an earlier parent left behind.
+    pub(super) async fn replace(&self) {
+        match Process::find(&self.socket).await {
+            Ok(Some(mut left)) => {
+                tracing::info!(part = self.role, pid = left.pid(), "ending the one left behind");
+                left.end(self.patience).await;
+            }
+            Ok(None) => {}
+            Err(e) => tracing::warn!(part = self.role, error = %chain(&e), "left behind"),
+        }
+    }
+
+    /// Keeps it running until ordered otherwise, or until it says that a setting cannot be used.
+    pub(super) async fn keep(self, mut orders: watch::Receiver<Order>) {
+        let mut pause = PAUSES.0;
+        loop {
+            let began = Instant::now();
+            let code = match self.begin().await {
+                Ok(mut process) => tokio::select! {
+                    code = process.ended() => code,
+                    order = ordered(&mut orders) => {
+                        if order == Order::End || process.is_ours() {
+                            process.end(self.patience).await;
+                        }
+                        return;
+                    }
+                },
+                Err(e) => {
+                    tracing::error!(part = self.role, error = %chain(&e), "cannot be started");
+                    None
+                }
+            };
+            if code == Some(BAD_SETTING) {
+                tracing::error!(part = self.role, "a setting cannot be used; not started again");
+                return;
+            }
+            if began.elapsed() >= WELL {
+                pause = PAUSES.0;
+            }
+            tracing::warn!(part = self.role, ?code, ?pause, "ended; it is started anew");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = ordered(&mut orders) => return,
+            }
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// A relay that lives is taken over; a node process is always started.
+    async fn begin(&self) -> Result<Process, ProcessError> {
+        if self.role == "relay"
+            && let Some(process) = Process::find(&self.socket).await?
+        {
+            tracing::info!(part = self.role, pid = process.pid(), "taking over the one that runs");
+            super::process::compare_builds(&self.socket).await;
+            return Ok(process);
+        }
+        let process = Process::start(&self.children, self.role)?;
+        tracing::info!(part = self.role, pid = process.pid(), "started");
+        Ok(process)
+    }
+}
+
+/// The first order that is not to run. Whoever gives orders has gone: end.
+async fn ordered(orders: &mut watch::Receiver<Order>) -> Order {
+    orders.wait_for(|order| *order != Order::Run).await.map_or(Order::End, |order| *order)
+}
+
+fn chain(error: &ProcessError) -> String {
+    crate::hypervisor::chain(error)
+}
