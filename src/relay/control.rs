@@ -15,7 +15,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::hub::{Events, Hub};
-use super::link::{DialError, Target};
+use super::link::{Configurations, DialError, Target};
 use super::pod::Pod;
 use super::sockets::{Allowed, Bound, check_path, ensure_directory};
 use crate::proto::relay as proto;
@@ -82,6 +82,7 @@ pub(super) struct Service {
     pub(super) tracker: Tracker,
     pub(super) shutdown: CancellationToken,
     pub(super) changing: Changing,
+    pub(super) configurations: Configurations,
 }
 
 /// Open and Close of one sandbox must not overtake each other; those of others go on.
@@ -205,7 +206,7 @@ fn tls(given: proto::Tls) -> ClientTls {
     }
 }
 
-fn target(request: proto::ConnectRequest) -> Result<Target, Status> {
+fn target(request: proto::ConnectRequest, known: &Configurations) -> Result<Target, Status> {
     let address: SocketAddr = request
         .target
         .parse()
@@ -214,7 +215,7 @@ fn target(request: proto::ConnectRequest) -> Result<Target, Status> {
         return Err(refuse("give_up_ms: 0 would close every connection at once"));
     }
     let give_up = Duration::from_millis(request.give_up_ms.into());
-    Target::new(address, request.tls.map(tls), give_up).map_err(|e| refuse(e.to_string()))
+    Target::new(address, request.tls.map(tls), give_up, known).map_err(|e| refuse(e.to_string()))
 }
 
 type ToNode = Pin<Box<dyn Stream<Item = Result<proto::ToNode, Status>> + Send>>;
@@ -247,7 +248,7 @@ impl relay_server::Relay for Service {
     ) -> Result<Response<proto::ConnectReply>, Status> {
         let request = request.into_inner();
         let pod = self.pod(&request.sandbox)?;
-        let connected = pod.connect(&self.hub, target(request)?).await;
+        let connected = pod.connect(&self.hub, target(request, &self.configurations)?).await;
         connected.map_err(|e| match e {
             DialError::Unreachable(why) => status(Stage::Unreachable, why),
             DialError::Tls(why) => status(Stage::Tls, why),

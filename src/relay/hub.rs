@@ -366,6 +366,13 @@ pub(super) struct Guard {
     side: Side,
 }
 
+impl Guard {
+    /// Whether it counts for this sandbox.
+    pub(super) fn is_of(&self, sandbox: &str) -> bool {
+        self.sandbox == sandbox
+    }
+}
+
 impl Drop for Guard {
     fn drop(&mut self) {
         self.hub.leave(&self.sandbox, self.side);

@@ -11,7 +11,6 @@
 //! Reading goes on while the node is away, until the queue is full. Answers are passed on whole or
 //! not at all. Only requests are looked into: which sandbox and method they name.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use peerpod_tunnel::link::frame::{Frame, FrameError, FrameReader, Kind, Request}
 use peerpod_tunnel::link::wire;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 
 use super::hub::{Guard, Hub, Node, Side};
 use super::pipe::hung_up;
@@ -38,8 +37,6 @@ const REDIAL: Duration = Duration::from_millis(100);
 const FRUITLESS: u32 = 8;
 /// Sandboxes that one connection may name; a shim names one.
 const NAMES: usize = 64;
-/// Answers on their way to the shim.
-const ANSWERS: usize = 4;
 /// Field of all three calls that holds the sandbox.
 const ID: u32 = 1;
 
@@ -47,7 +44,6 @@ const ID: u32 = 1;
 pub(super) async fn converse(hub: Arc<Hub>, shim: UnixStream) {
     let (read, write) = shim.into_split();
     let queue = Queue::default();
-    let (answers, ready) = mpsc::channel(ANSWERS);
     let reading = async {
         let end = read_shim(&hub, &queue, read).await;
         // A shim that is in a hurry does not wait for the answer to its last call.
@@ -59,15 +55,12 @@ pub(super) async fn converse(hub: Arc<Hub>, shim: UnixStream) {
             Ok(()) => tracing::debug!("a shim closed its hypervisor connection"),
             Err(e) => tracing::warn!(error = %e, "hypervisor connection closed"),
         },
-        () = keep_node(&hub, &queue, answers) => {}
-        end = write_shim(write, ready) => {
-            tracing::debug!(?end, "a shim takes no more answers");
-        }
+        why = keep_node(&hub, &queue, write) => tracing::info!(why, "hypervisor connection closed"),
     }
 }
 
 async fn read_shim(hub: &Arc<Hub>, queue: &Queue, read: OwnedReadHalf) -> Result<(), FrameError> {
-    let mut named = BTreeMap::new();
+    let mut named = Vec::new();
     let mut reader = FrameReader::new(read, Some(STALL));
     loop {
         if !room(queue, reader.get_ref()).await {
@@ -113,30 +106,21 @@ fn call(frame: &Frame) -> Result<Option<proto::PendingCall>, FrameError> {
 }
 
 /// Binds the connection to a sandbox.
-fn name(hub: &Arc<Hub>, named: &mut BTreeMap<String, Guard>, sandbox: &str) {
-    if !named.contains_key(sandbox) && named.len() < NAMES {
-        named.insert(sandbox.to_owned(), hub.enter(sandbox, Side::Hypervisor));
+fn name(hub: &Arc<Hub>, named: &mut Vec<Guard>, sandbox: &str) {
+    if !named.iter().any(|guard| guard.is_of(sandbox)) && named.len() < NAMES {
+        named.reserve_exact(1);
+        named.push(hub.enter(sandbox, Side::Hypervisor));
     }
 }
 
-async fn write_shim(
-    mut write: OwnedWriteHalf,
-    mut ready: mpsc::Receiver<Frame>,
-) -> std::io::Result<()> {
-    while let Some(frame) = ready.recv().await {
-        frame.write(&mut write).await?;
-    }
-    Ok(())
-}
-
-/// Joins the queue to one node process after the other. Ends when that has no use.
-async fn keep_node(hub: &Hub, queue: &Queue, answers: mpsc::Sender<Frame>) {
+/// Joins the queue to one node process after the other. Returns why that has no use any more.
+async fn keep_node(hub: &Hub, queue: &Queue, mut shim: OwnedWriteHalf) -> &'static str {
     let mut node = hub.node();
     let (mut fruitless, mut generation) = (0, 0);
     loop {
         queue.work().await;
         let Ok(target) = node.wait_for(|node| node.attached).await.map(|node| node.clone()) else {
-            return;
+            return "the relay is shutting down";
         };
         if target.generation != generation {
             (fruitless, generation) = (0, target.generation);
@@ -144,30 +128,33 @@ async fn keep_node(hub: &Hub, queue: &Queue, answers: mpsc::Sender<Frame>) {
         let before = queue.answers();
         match UnixStream::connect(&target.socket).await {
             Ok(stream) => {
-                joined(queue, stream, &answers, &mut node, target.instance).await;
+                if joined(queue, stream, &mut shim, &mut node, target.instance).await.is_err() {
+                    return "the shim takes no more answers";
+                }
                 hub.counters.replayed.add(queue.send_again());
                 fruitless = if queue.answers() == before { fruitless + 1 } else { 0 };
             }
             Err(e) => tracing::debug!(socket = %target.socket.display(), error = %e, "node socket"),
         }
         if fruitless >= FRUITLESS {
-            tracing::warn!("the node process breaks off on this connection's requests; closed");
-            return;
+            return "the node process breaks off on its requests";
         }
         // Another node process is dialled at once.
         let _ = tokio::time::timeout(REDIAL, node.changed()).await;
     }
 }
 
-/// Returns when the connection breaks or another node process takes over.
+/// Returns when the node's connection breaks or another node process takes over; an error is the
+/// shim's.
 async fn joined(
     queue: &Queue,
     stream: UnixStream,
-    answers: &mpsc::Sender<Frame>,
+    shim: &mut OwnedWriteHalf,
     node: &mut watch::Receiver<Node>,
     instance: u64,
-) {
+) -> std::io::Result<()> {
     let (read, mut write) = stream.into_split();
+    let over = Notify::new();
     let send = async {
         loop {
             let frame = queue.next().await;
@@ -177,29 +164,42 @@ async fn joined(
             queue.written();
         }
     };
+    let stop = async {
+        tokio::select! {
+            () = send => {}
+            // Its sender lives as long as the relay.
+            _ = node.wait_for(|node| node.attached && node.instance != instance) => {}
+        }
+        over.notify_one();
+        std::future::pending().await
+    };
+    // Never dropped while it writes, so that the shim gets whole frames only.
     let receive = async {
         let mut reader = FrameReader::new(read, None);
-        // A place for the answer first: once taken off the queue it must reach the shim.
-        while let Ok(place) = answers.reserve().await {
-            match reader.next().await {
+        loop {
+            let next = tokio::select! {
+                // What has come is passed on before the end is looked at.
+                biased;
+                next = reader.next() => next,
+                () = over.notified() => return Ok(()),
+            };
+            match next {
                 Ok(Some(frame)) => {
                     if frame.kind == Kind::Response {
                         queue.answered(frame.stream);
                     }
-                    place.send(frame);
+                    frame.write(shim).await?;
                 }
-                Ok(None) => return,
+                Ok(None) => return Ok(()),
                 Err(e) => {
                     tracing::debug!(error = %e, "the node's connection broke");
-                    return;
+                    return Ok(());
                 }
             }
         }
     };
     tokio::select! {
-        () = send => {}
-        () = receive => {}
-        // Its sender lives as long as the relay.
-        _ = node.wait_for(|node| node.attached && node.instance != instance) => {}
+        end = receive => end,
+        () = stop => Ok(()),
     }
 }

@@ -3,12 +3,12 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use peerpod_tunnel::link::tls::ClientTls;
+use peerpod_tunnel::link::tls::{ClientTls, TlsError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -32,9 +32,33 @@ pub(super) struct Target {
 
 #[derive(Debug)]
 struct Security {
+    shared: Arc<Shared>,
+    name: ServerName<'static>,
+}
+
+/// What the pods of a node have in common, which is all but the VM's name.
+#[derive(Debug)]
+struct Shared {
+    /// Without a name.
     given: ClientTls,
     config: Arc<ClientConfig>,
-    name: ServerName<'static>,
+}
+
+/// Configurations in use, so that pods share them.
+#[derive(Debug, Default)]
+pub(super) struct Configurations(Mutex<Vec<Weak<Shared>>>);
+
+impl Configurations {
+    fn get(&self, given: ClientTls) -> Result<Arc<Shared>, TlsError> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|known| known.strong_count() > 0);
+        if let Some(known) = all.iter().filter_map(Weak::upgrade).find(|k| k.given == given) {
+            return Ok(known);
+        }
+        let shared = Arc::new(Shared { config: given.config()?, given });
+        all.push(Arc::downgrade(&shared));
+        Ok(shared)
+    }
 }
 
 /// Why there is no connection.
@@ -54,17 +78,25 @@ impl Target {
         address: SocketAddr,
         tls: Option<ClientTls>,
         give_up: Duration,
-    ) -> Result<Self, peerpod_tunnel::link::tls::TlsError> {
-        let secure = |given: ClientTls| -> Result<_, peerpod_tunnel::link::tls::TlsError> {
-            Ok(Security { config: given.config()?, name: given.name()?, given })
+        known: &Configurations,
+    ) -> Result<Self, TlsError> {
+        let secure = |mut given: ClientTls| -> Result<_, TlsError> {
+            let name = given.name()?;
+            given.server_name.clear();
+            Ok(Security { shared: known.get(given)?, name })
         };
         Ok(Self { address, tls: tls.map(secure).transpose()?, give_up })
     }
 
     /// Whether connecting to `other` would be the same.
     pub(super) fn same(&self, other: &Self) -> bool {
-        let tls = |t: &Self| t.tls.as_ref().map(|s| s.given.clone());
-        self.address == other.address && self.give_up == other.give_up && tls(self) == tls(other)
+        let tls = match (&self.tls, &other.tls) {
+            (None, None) => true,
+            // Equal ones are shared.
+            (Some(a), Some(b)) => a.name == b.name && Arc::ptr_eq(&a.shared, &b.shared),
+            _ => false,
+        };
+        tls && self.address == other.address && self.give_up == other.give_up
     }
 
     /// One attempt, at most [`DIAL`] long.
@@ -77,7 +109,7 @@ impl Target {
             Err(_) => return Err(unreachable(&format!("no answer within {DIAL:?}"))),
         };
         let Some(security) = &self.tls else { return Ok(Link::Plain(tcp)) };
-        let connector = tokio_rustls::TlsConnector::from(security.config.clone());
+        let connector = tokio_rustls::TlsConnector::from(security.shared.config.clone());
         let shake = connector.connect(security.name.clone(), tcp);
         match tokio::time::timeout_at(until, shake).await {
             Ok(Ok(tls)) => Ok(Link::Tls(Box::new(tls))),

@@ -43,7 +43,7 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::StreamExt;
 use tokio::net::UnixStream;
@@ -57,6 +57,9 @@ use crate::proto::relay::relay_server::RelayServer;
 use crate::shutdown::Tracker;
 use hub::Hub;
 use sockets::{Allowed, Bound, ensure_directory};
+
+/// How long calls of the node process that are under way may take once the relay is to end.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// What the relay serves, and for whom.
 #[derive(Clone, Debug)]
@@ -164,8 +167,17 @@ impl Relay {
             tracker,
             shutdown: shutdown.clone(),
             changing: control::Changing::default(),
+            configurations: link::Configurations::default(),
         };
-        let served = serve_control(control, allowed, service, shutdown.clone()).await;
+        let over = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(LAST_ANSWERS).await;
+        };
+        let served = tokio::select! {
+            served = serve_control(control, allowed, service, shutdown.clone()) => served,
+            // A node process that does not read must not keep us.
+            () = over => Ok(()),
+        };
         shutdown.cancel();
         for pod in hub.pods() {
             pod.close().await;
@@ -199,9 +211,14 @@ async fn accept_shims(
         let shim = socket.accept(allowed, || hub.counters.peers_refused.add(1)).await;
         hub.counters.hypervisor_accepted.add(1);
         let (hub, over) = (hub.clone(), over.clone());
-        tasks.spawn("relay: hypervisor connection", async move {
-            over.run_until_cancelled(hypervisor::converse(hub, shim)).await;
+        // Boxed: see Pod::serve.
+        let conversation = Box::pin(async move {
+            tokio::select! {
+                () = over.cancelled() => {}
+                () = hypervisor::converse(hub, shim) => {}
+            }
         });
+        tasks.spawn("relay: hypervisor connection", conversation);
     }
 }
 

@@ -93,10 +93,15 @@ impl Pod {
         tracker: &Tracker,
     ) {
         let (pod, hub, tasks) = (self.clone(), hub.clone(), tracker.clone());
-        let accepting = tracker.spawn("relay: agent socket", async move {
-            let closed = pod.closed.clone();
-            closed.run_until_cancelled(pod.accept(bound, allowed, &hub, &tasks)).await;
+        // Boxed, here and below: a future that is wrapped is kept twice by the wrapper, and there
+        // are three of these per pod.
+        let serving = Box::pin(async move {
+            tokio::select! {
+                () = pod.closed.cancelled() => {}
+                () = pod.accept(bound, allowed, &hub, &tasks) => {}
+            }
         });
+        let accepting = tracker.spawn("relay: agent socket", serving);
         *lock(&self.accepting) = Some(accepting);
     }
 
@@ -114,11 +119,14 @@ impl Pod {
             let shim = bound.accept(allowed, || hub.counters.peers_refused.add(1)).await;
             hub.counters.agent_accepted.add(1);
             let (pod, hub) = (self.clone(), hub.clone());
-            tasks.spawn("relay: agent connection", async move {
-                let closed = pod.closed.clone();
-                closed.run_until_cancelled(pod.connection(shim, &hub)).await;
+            let connection = Box::pin(async move {
+                tokio::select! {
+                    () = pod.closed.cancelled() => {}
+                    () = pod.connection(shim, &hub) => {}
+                }
                 drop(slot);
             });
+            tasks.spawn("relay: agent connection", connection);
         }
     }
 
@@ -128,15 +136,19 @@ impl Pod {
             return;
         }
         let _counted = hub.enter(&self.sandbox, Side::Agent);
-        let link = tokio::select! {
-            link = self.link(hub) => link,
-            () = gone(&shim) => None,
-        };
+        // Boxed: the connection that waits silently should not set aside room for it.
+        let link = Box::pin(async {
+            tokio::select! {
+                link = self.link(hub) => link,
+                () = gone(&shim) => None,
+            }
+        });
+        let link = link.await;
         let Some(link) = link else { return };
         let end = if self.edit_methods.is_empty() {
             Pipe::new(shim, link).run(&self.traffic).await
         } else {
-            edit::join(self, hub, shim, link).await
+            Box::pin(edit::join(self, hub, shim, link)).await
         };
         match end {
             End::Shim => tracing::debug!(sandbox = self.sandbox, "a shim connection ended"),

@@ -63,7 +63,9 @@ async fn a_call_outlives_the_node_process_that_took_it() {
         Some(next.client.totals().await.expect("totals")).filter(|t| t.requests_held == 0)
     })
     .await;
-    assert_eq!((totals.requests, totals.requests_replayed), (3, 1));
+    assert_eq!(totals.requests, 3);
+    // More than once if the relay has found the old node's socket still there.
+    assert!(totals.requests_replayed >= 1);
 }
 
 #[tokio::test]
@@ -207,7 +209,8 @@ async fn half_a_frame_and_silence_is_closed_after_thirty_seconds() {
     let begin = tokio::time::Instant::now();
     let serving = tokio::spawn(crate::relay::hypervisor::converse(Hub::new(1), relay));
     shim.write_all(&[0, 0, 0, 9]).await.expect("write");
-    let read = shim.read(&mut [0]).await.expect("read");
-    assert_eq!((read, begin.elapsed().as_secs()), (0, 30));
+    let read = tokio::time::timeout(Duration::from_secs(60), shim.read(&mut [0])).await;
+    assert_eq!(read.expect("it is closed").expect("read"), 0);
+    assert_eq!(begin.elapsed().as_secs(), 30);
     serving.await.expect("it ends");
 }

@@ -6,10 +6,12 @@
 //!   └ payload only ┴ odd: client ┴ 1 request, 2 response, 3 data
 //! ```
 
+use std::pin::Pin;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 
 /// Bytes before the payload.
 pub const HEADER: usize = 10;
@@ -161,7 +163,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             }
             if self.buffer.is_empty() {
                 self.buffer = BytesMut::new();
-                if !self.fill().await? {
+                if !self.first().await? {
                     return Ok(None);
                 }
                 continue;
@@ -176,6 +178,19 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 return Err(FrameError::Cut(self.buffer.len()));
             }
         }
+    }
+
+    /// The first bytes of a frame. They are waited for without a buffer: most connections are idle.
+    async fn first(&mut self) -> Result<bool, FrameError> {
+        let Self { inner, buffer, .. } = self;
+        let read = std::future::poll_fn(|cx| {
+            let mut space = [0; READ_AHEAD];
+            let mut read = ReadBuf::new(&mut space);
+            ready!(Pin::new(&mut *inner).poll_read(cx, &mut read))?;
+            buffer.extend_from_slice(read.filled());
+            Poll::Ready(std::io::Result::Ok(!read.filled().is_empty()))
+        });
+        Ok(read.await?)
     }
 
     async fn fill(&mut self) -> Result<bool, FrameError> {
