@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use peerpod_providers::{Vm, VmName};
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, interval_at, timeout};
 
 use super::Common;
 use super::desk::{Command, Desk, End, Heard, Held};
@@ -29,6 +29,9 @@ use crate::request::PodRequest;
 
 /// A StopVM is answered after that time, whatever hangs; the Rust shim waits for one second.
 const LOCAL: Duration = Duration::from_millis(700);
+/// Between looks at a running pod's tunnel: a filter that somebody has taken away would let others
+/// in, and nothing else would tell.
+const VERIFY: Duration = Duration::from_secs(300);
 
 /// What others see of the record.
 pub(crate) type Seen = watch::Sender<Option<Arc<Record>>>;
@@ -116,6 +119,7 @@ impl Actor {
                 self.common.world.observer.pod_lost(end.why);
             }
             Phase::Launching { .. } => {
+                self.common.world.observer.step("start", self.begun.elapsed(), false);
                 let stage = record.stage.unwrap_or(Stage::Requested);
                 self.common.world.observer.start_failed(stage);
             }
@@ -140,6 +144,7 @@ impl Actor {
                 done = &mut start => return match done {
                     Ok(pulse) => {
                         self.pulse = Some(pulse);
+                        self.common.world.observer.step("start", self.begun.elapsed(), true);
                         self.desk.started(&Ok(()));
                         Next::Go
                     }
@@ -173,6 +178,7 @@ impl Actor {
         let alive = liveness::watch(life, pulse, &hints);
         tokio::pin!(alive);
         let (mut mend, mut link) = (Slow::none(), Slow::none());
+        let mut verify = interval_at(Instant::now() + VERIFY, VERIFY);
         if taken_up {
             mend.begin(async {
                 wipe(life).await;
@@ -187,6 +193,10 @@ impl Actor {
                     return Next::End(End::new("vm", FailureKind::Unavailable, reason));
                 }
                 () = mend.done() => continue,
+                _ = verify.tick() => {
+                    mend.begin(resume::tunnel(life, vm));
+                    continue;
+                }
                 () = link.done() => continue,
             };
             match heard {

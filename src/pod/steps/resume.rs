@@ -1,5 +1,5 @@
-//! A running pod that an earlier process has left: its tunnel and its link are looked at and, where
-//! something is missing, made again. The VM is not touched.
+//! A running pod, from time to time and when an earlier process has left it: its tunnel and its link
+//! are looked at and, where something is missing, made again. The VM is not touched.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ pub(crate) async fn tunnel(life: &Life, vm: &Vm) {
         Err(error) => return life.amend(|r| r.fail(error.to_string())),
     };
     for _ in 0..ATTEMPTS {
-        match life.step("verify", life.common.world.network.verify(&tunnel)).await {
+        let verify = life.common.world.network.verify(&tunnel);
+        match life.common.observe("verify", verify).await.0 {
             Ok(wrong) if wrong.is_empty() => return,
             Ok(wrong) => tracing::warn!(wrong = wrong.join("; "), "repairing the tunnel"),
             Err(_) => {}

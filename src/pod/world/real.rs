@@ -227,3 +227,6 @@ impl Random for Chance {
         rand::random()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,6 +112,7 @@ pub(super) struct Counts {
     pub(super) sweeps: Mutex<Vec<(Option<usize>, usize)>>,
     pub(super) errors: Mutex<Vec<(&'static str, &'static str)>>,
     pub(super) phases: Mutex<BTreeMap<&'static str, i64>>,
+    pub(super) starts: Mutex<Vec<bool>>,
 }
 
 impl Observer for Counts {
@@ -119,6 +120,12 @@ impl Observer for Counts {
         let mut phases = lock(&self.phases);
         from.into_iter().for_each(|f| *phases.entry(f).or_default() -= 1);
         to.into_iter().for_each(|t| *phases.entry(t).or_default() += 1);
+    }
+
+    fn step(&self, step: &'static str, _: Duration, ok: bool) {
+        if step == "start" {
+            lock(&self.starts).push(ok);
+        }
     }
 
     fn provider_error(&self, operation: &'static str, kind: &'static str) {

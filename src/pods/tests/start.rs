@@ -33,6 +33,7 @@ async fn start_makes_vm_tunnel_and_link_and_then_forgets_the_key() {
         assert!(steps.contains(&step), "{steps:?}");
     }
     assert_eq!(lock(&site.counts.phases)["running"], 1);
+    assert_eq!(*lock(&site.counts.starts), [true]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -225,6 +226,7 @@ async fn an_unreachable_vm_is_told_by_the_stage_it_reached() {
             assert!(failure.message.contains(part), "{failure}");
         }
         assert_eq!(*lock(&site.counts.failed_at), [stage]);
+        assert_eq!(*lock(&site.counts.starts), [false]);
         site.until_nothing_is_left().await;
     }
 }

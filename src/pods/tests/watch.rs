@@ -274,3 +274,14 @@ async fn requests_of_pods_with_gpus_are_edited_and_others_handed_back() {
         assert_eq!(outcome != payload, ticket == 1, "ticket {ticket}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_somebody_has_taken_away_is_made_again_while_the_pod_runs() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    daemon.run("s1").await;
+    site.relay.shim("s1", true);
+    let tunnel = lock(&site.network.attached).remove("s1").expect("attached");
+    until("repaired", || lock(&site.network.attached).get("s1") == Some(&tunnel)).await;
+    assert_eq!(daemon.phase("s1"), "running");
+}

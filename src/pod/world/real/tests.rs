@@ -1,0 +1,124 @@
+//! Probing over real sockets; TLS and the agent as existing VMs have them.
+
+use peerpod_tunnel::link::frame::{Frame, FrameReader, Kind};
+use peerpod_tunnel::link::tls::ServerTls;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+use crate::pki::TlsSource;
+
+const BOUND: Duration = Duration::from_secs(5);
+const SHORT: Duration = Duration::from_millis(200);
+
+async fn listener() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let address = listener.local_addr().expect("bound");
+    (listener, address)
+}
+
+/// Answers every request with an empty response, on one connection.
+async fn serve_agent(stream: impl AsyncRead + AsyncWrite) {
+    let (reader, mut writer) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(reader, None);
+    while let Ok(Some(Frame { stream, .. })) = reader.next().await {
+        let answer = Frame { stream, kind: Kind::Response, flags: 0, payload: Default::default() };
+        answer.write(&mut writer).await.expect("written");
+    }
+}
+
+async fn enter(to: SocketAddr, tls: Option<&ClientTls>) -> Result<Box<dyn Pulse>, Unready> {
+    let door = Tcp.knock(to, BOUND).await.expect("accepted");
+    door.enter(tls, BOUND).await
+}
+
+fn pki(directory: &Path) -> Pki {
+    let source = TlsSource::Automatic { client: None };
+    Pki::open(directory, &source, SystemTime::now()).expect("made")
+}
+
+fn server(pki: &Pki, vm: &str) -> TlsAcceptor {
+    let issued = pki.issue(vm, SystemTime::now()).expect("issued");
+    let server = ServerTls {
+        cert_pem: issued.server_cert_pem,
+        key_pem: issued.server_key_pem,
+        client_ca_pem: issued.client_ca_pem,
+        profile: Default::default(),
+    };
+    TlsAcceptor::from(server.config().expect("usable"))
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_is_refused() {
+    let (listener, address) = listener().await;
+    drop(listener);
+    let unready = Tcp.knock(address, BOUND).await.expect_err("nobody");
+    assert_eq!(unready.stage, Stage::Refused);
+    assert!(unready.reason.contains(&address.to_string()), "{unready}");
+}
+
+#[tokio::test]
+async fn an_address_that_is_silent_is_unreachable_within_the_bound() {
+    // A full backlog drops SYNs, as a VM does that does not run yet.
+    let socket = TcpSocket::new_v4().expect("socket");
+    socket.bind("127.0.0.1:0".parse().expect("address")).expect("binds");
+    let listener = socket.listen(0).expect("listens");
+    let address = listener.local_addr().expect("bound");
+    let mut held = Vec::new();
+    let unready = loop {
+        match Tcp.knock(address, SHORT).await {
+            Ok(door) => held.push(door),
+            Err(unready) => break unready,
+        }
+        assert!(held.len() < 10, "the backlog never fills");
+    };
+    assert_eq!(unready.stage, Stage::Unreachable, "{unready}");
+}
+
+#[tokio::test]
+async fn an_agent_behind_tls_answers_again_and_again_on_one_connection() {
+    let directory = tempfile::tempdir().expect("directory");
+    let pki = pki(directory.path());
+    let (listener, address) = listener().await;
+    let acceptor = server(&pki, "podvm-web-1");
+    let vm = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("accepts");
+        serve_agent(acceptor.accept(stream).await.expect("handshake")).await;
+    });
+    let mut pulse = enter(address, pki.client("podvm-web-1").as_ref()).await.expect("answers");
+    for _ in 0..3 {
+        pulse.beat().await.expect("answers");
+    }
+    vm.abort();
+    assert!(vm.await.is_err());
+    pulse.beat().await.expect_err("the VM has gone");
+}
+
+#[tokio::test]
+async fn a_vm_with_another_pods_certificate_comes_no_further_than_tls() {
+    let directory = tempfile::tempdir().expect("directory");
+    let pki = pki(directory.path());
+    let (listener, address) = listener().await;
+    let acceptor = server(&pki, "podvm-other");
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("accepts");
+        acceptor.accept(stream).await.map(drop)
+    });
+    let unready = enter(address, pki.client("podvm-web-1").as_ref()).await.expect_err("refused");
+    assert_eq!(unready.stage, Stage::Tls, "{unready}");
+}
+
+#[tokio::test]
+async fn a_forwarder_that_closes_or_says_nothing_has_no_agent_yet() {
+    let (listener, address) = listener().await;
+    let vm = tokio::spawn(async move {
+        drop(listener.accept().await.expect("accepts"));
+        listener.accept().await.expect("accepts")
+    });
+    let unready = enter(address, None).await.expect_err("closed");
+    assert_eq!(unready.stage, Stage::Agent, "{unready}");
+    let door = Tcp.knock(address, BOUND).await.expect("accepted");
+    let unready = door.enter(None, SHORT).await.expect_err("silent");
+    assert_eq!(unready.stage, Stage::Agent, "{unready}");
+    drop(vm.await.expect("accepted twice"));
+}
