@@ -83,7 +83,7 @@ pub struct RelayOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     /// A socket cannot be served.
-    #[error("relay socket {0}")]
+    #[error(transparent)]
     Socket(#[from] SocketError),
     /// The signal cannot be ignored.
     #[error("ignoring SIGHUP: {0}")]
