@@ -136,32 +136,51 @@ fn is_gone(error: &io::Error) -> bool {
 mod tests {
     use super::*;
 
-    fn sleeper() -> std::process::Child {
-        std::process::Command::new("sleep").arg("600").spawn().expect("sleep starts")
+    /// A process that ends with its test, however that ends.
+    struct Sleeper(std::process::Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn sleeper() -> (Sleeper, Identity) {
+        let child = std::process::Command::new("sleep").arg("600").spawn().expect("sleep starts");
+        let pid = i32::try_from(child.id()).expect("a pid");
+        (Sleeper(child), Identity::of(pid).expect("it runs"))
     }
 
     #[test]
     fn a_process_is_found_again_and_killed_and_then_no_more() {
-        let mut child = sleeper();
-        let identity = Identity::of(child.id() as i32).expect("it runs");
+        let (mut child, identity) = sleeper();
         let saved = serde_json::to_string(&identity).expect("JSON");
         let identity: Identity = serde_json::from_str(&saved).expect("JSON");
         let process = identity.open().expect("proc").expect("it still runs");
         assert!(process.kill(Duration::from_secs(10)).expect("killed"));
         assert!(!identity.runs().expect("proc"), "whether or not it has been reaped");
-        let _ = child.wait();
+        let _ = child.0.wait();
         assert!(!identity.runs().expect("proc"));
     }
 
     #[test]
+    fn a_process_that_nobody_has_reaped_yet_runs_no_more() {
+        let (mut child, identity) = sleeper();
+        child.0.kill().expect("killed");
+        let end = std::time::Instant::now() + Duration::from_secs(10);
+        while identity.runs().expect("proc") {
+            assert!(std::time::Instant::now() < end, "a zombie is taken for a process");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
     fn a_later_process_with_the_same_number_is_another() {
-        let mut child = sleeper();
-        let right = Identity::of(child.id() as i32).expect("it runs");
+        let (_child, right) = sleeper();
         let earlier = Identity { started: right.started - 1, ..right.clone() };
         let other_boot = Identity { boot: "another".to_owned(), ..right.clone() };
         assert!(right.runs().expect("proc"));
         assert!(!earlier.runs().expect("proc") && !other_boot.runs().expect("proc"));
-        let _ = child.kill();
-        let _ = child.wait();
     }
 }

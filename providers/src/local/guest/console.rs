@@ -74,6 +74,7 @@ mod tests {
         let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).expect("file");
         let (old, new) = (read("console.log.1"), read("console.log"));
         assert!(old.len() <= 100 && new.len() <= 100);
+        assert_eq!(old.lines().count(), 4, "as many as there is room for: {old}");
         assert!(new.ends_with("local-guest: line 49\n"), "{new}");
         assert_eq!(std::fs::read_dir(dir.path()).expect("directory").count(), 2);
     }
