@@ -41,6 +41,9 @@ struct Options {
     /// Few pairs, to see that everything works; the numbers do not count.
     #[arg(long)]
     quick: bool,
+    /// Leave the directory with the programs' logs and say where it is.
+    #[arg(long)]
+    keep: bool,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -151,6 +154,9 @@ fn bench(options: &Options, runtime: tokio::runtime::Runtime) -> anyhow::Result<
             Err(e) => rows.push(Row::not_measured(id, "all", format!("{e:#}"))),
         }
         eprintln!("{id}: measured in {:.0} s", begin.elapsed().as_secs_f64());
+    }
+    if options.keep {
+        eprintln!("logs: {}", bench.dir.keep().display());
     }
     print(options, &machine, &rows)
 }

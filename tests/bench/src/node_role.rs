@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -35,6 +35,8 @@ use crate::ours::Paths;
 use crate::program::end_with_stdin;
 
 const NAME: &str = "bench";
+/// For all records to be taken up.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What `peerpod-bench node` is told.
 #[derive(Debug, Args)]
@@ -55,6 +57,8 @@ pub(crate) struct Arguments {
 
 /// Serves until the bench closes standard input.
 pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    // As much as the daemon logs.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).init();
     let paths = Paths(arguments.dir.clone());
     let shutdown = Shutdown::new();
     let (tracker, token) = (shutdown.tracker(), shutdown.token());
@@ -77,15 +81,29 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         random: Arc::new(Chance),
         observer: Arc::new(Silent),
     };
+    let known = std::fs::read_dir(state.join("pods"))?.count();
     let pods = Pods::start(world, options(&paths), events, tracker.clone(), token.clone()).await?;
-    let (recovered, count) = (monotonic()?, pods.snapshot().len());
     let listener = bind(&paths.node())?;
-    let serving = Serving { serving: monotonic()?, recovered, pods: count };
-    println!("{}", serde_json::to_string(&serving)?);
     let limits = hypervisor::Limits::default();
-    tokio::spawn(hypervisor::serve(listener, pods, limits, token, tracker));
+    tokio::spawn(hypervisor::serve(listener, pods.clone(), limits, token, tracker));
+    let serving = monotonic()?;
+    let running = until_running(&pods, known).await;
+    let serving = Serving { serving, recovered: monotonic()?, pods: running };
+    println!("{}", serde_json::to_string(&serving)?);
     end_with_stdin().await;
     Ok(())
+}
+
+/// Waits until as many pods run as records were there; returns how many do.
+async fn until_running(pods: &Pods, wanted: usize) -> usize {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let running = pods.snapshot().iter().filter(|p| p.phase == "running").count();
+        if running >= wanted || Instant::now() > end {
+            return running;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// The socket of a killed process is still there.

@@ -134,8 +134,7 @@ impl Program {
         let from = self.stdout.as_mut().context("standard output is closed")?;
         let mut line = String::new();
         if from.read_line(&mut line)? == 0 {
-            let said = std::fs::read_to_string(&self.log).unwrap_or_default();
-            bail!("a program of the bench ended: {}", said.trim());
+            bail!("a program of the bench ended: {}", self.said());
         }
         serde_json::from_str(&line).with_context(|| line.trim().to_owned())
     }
@@ -144,6 +143,20 @@ impl Program {
     pub(crate) fn ask<T: DeserializeOwned>(&mut self, order: &impl Serialize) -> anyhow::Result<T> {
         self.tell(order)?;
         self.hear()
+    }
+
+    /// An error if it has ended, with what it said.
+    pub(crate) fn lives(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            None => Ok(()),
+            Some(status) => bail!("a program of the bench ended, {status}: {}", self.said()),
+        }
+    }
+
+    fn said(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let from = text.trim().char_indices().rev().nth(600).map_or(0, |(at, _)| at);
+        text.trim().get(from..).unwrap_or_default().to_owned()
     }
 
     /// Waits until it has ended by itself.

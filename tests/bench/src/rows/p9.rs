@@ -29,11 +29,12 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const STEP: Duration = Duration::from_micros(100);
 
 pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let mut rows = cold(bench).context("cold start")?;
-    match recovery(bench).context("recovery") {
-        Ok(more) => rows.extend(more),
-        Err(e) => rows.push(Row::not_measured(ID, "recovery", format!("{e:#}"))),
-    }
+    // One that cannot be measured does not take the other along.
+    let or_why = |what: &str, rows: anyhow::Result<Vec<Row>>| {
+        rows.unwrap_or_else(|e| vec![Row::not_measured(ID, what, format!("{e:#}"))])
+    };
+    let mut rows = or_why("cold start", cold(bench));
+    rows.extend(or_why("recovery", recovery(bench)));
     Ok(rows)
 }
 
@@ -80,9 +81,9 @@ fn start_ours(bench: &Bench, dir: &Path) -> anyhow::Result<(f64, f64)> {
     let start = Start { program: &bench.programs.peerpodd, log, netns: Some(&netns) };
     let begin = Instant::now();
     let mut program = start.with(&args)?;
-    let times = serving(bench, begin, &paths.hypervisor());
+    let times = serving(bench, begin, &paths.hypervisor(), &mut program)?;
     end(&mut program)?;
-    times
+    Ok(times)
 }
 
 fn start_rival(bench: &Bench, dir: &Path) -> anyhow::Result<(f64, f64)> {
@@ -90,8 +91,9 @@ fn start_rival(bench: &Bench, dir: &Path) -> anyhow::Result<(f64, f64)> {
     let log = dir.join("rival.log");
     let start = Start { program: bench.programs.rival()?, log, netns: None };
     let begin = Instant::now();
-    let _program = start.with(["daemon".as_ref(), "-hypervisor".as_ref(), socket.as_os_str()])?;
-    serving(bench, begin, &socket)
+    let mut program =
+        start.with(["daemon".as_ref(), "-hypervisor".as_ref(), socket.as_os_str()])?;
+    serving(bench, begin, &socket, &mut program)
 }
 
 /// Lets a parent take its children along.
@@ -102,16 +104,18 @@ fn end(program: &mut Program) -> anyhow::Result<()> {
 }
 
 /// Nanoseconds from `begin` until somebody accepts, and until somebody answers.
-fn serving(bench: &Bench, begin: Instant, socket: &Path) -> anyhow::Result<(f64, f64)> {
-    let wait = |what: &str| {
+fn serving(
+    bench: &Bench,
+    begin: Instant,
+    socket: &Path,
+    program: &mut Program,
+) -> anyhow::Result<(f64, f64)> {
+    while StdUnixStream::connect(socket).is_err() {
+        program.lives()?;
         if begin.elapsed() > PATIENCE {
-            bail!("{}: nobody {what} within {PATIENCE:?}", socket.display());
+            bail!("{}: nobody accepts within {PATIENCE:?}", socket.display());
         }
         std::thread::sleep(STEP);
-        Ok(())
-    };
-    while StdUnixStream::connect(socket).is_err() {
-        wait("accepts")?;
     }
     let accepted = begin.elapsed().as_nanos() as f64;
     bench.runtime.block_on(async {
