@@ -217,6 +217,10 @@ async fn another_ca_can_be_put_first_while_the_older_one_is_still_believed() {
     let client = pki.client(VM).expect("TLS");
     shake(&client, &server(&before)).await.expect("issued by the older CA");
     shake(&client, &server(&after)).await.expect("issued by the newer CA");
+    let later = Pki::open(dir.path(), &automatic(), SystemTime::now() + 400 * DAY).expect("open");
+    let renewed = later.client(VM).expect("TLS").ca_pem;
+    assert_ne!(renewed, client.ca_pem, "the newer CA was signed again");
+    assert!(renewed.ends_with(&old), "the older one is still believed");
     let only_old = ClientTls { ca_pem: old, ..client };
     shake(&only_old, &server(&after)).await.expect_err("the newer CA issues");
 }
