@@ -22,7 +22,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use cli::Arguments;
 use timeline::Timeline;
-use world::World;
 
 /// As a shell says it of a program that Ctrl-C has ended.
 const INTERRUPTED: u8 = 130;
@@ -55,17 +54,12 @@ async fn inside(arguments: Arguments) -> anyhow::Result<u8> {
     let timeline = Timeline::new(arguments.json);
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let work = async {
-        let mut world = World::new(arguments, timeline.clone()).await?;
-        let rows = steps::all(&mut world).await;
-        world.save_logs(rows.iter().all(|r| r.ok));
-        anyhow::Ok(rows)
-    };
+    let work = steps::all(arguments, timeline.clone());
     tokio::pin!(work);
     // Leaving drops the work, and that takes everything away.
     let rows = loop {
         tokio::select! {
-            rows = &mut work => break rows?,
+            rows = &mut work => break rows,
             // While --keep waits, Ctrl-C is for it.
             _ = interrupt.recv() => if !keep::is_waiting() {
                 return Ok(interrupted(&timeline));

@@ -10,7 +10,7 @@ use peerpod_standin::tool::Report;
 
 use crate::cli::Arguments;
 use crate::programs;
-use crate::timeline::Timeline;
+use crate::timeline::{Timeline, millis};
 
 /// A running pod.
 #[derive(Debug)]
@@ -35,8 +35,10 @@ pub(crate) struct World {
 
 impl World {
     /// Makes the lab and starts the daemon in it.
-    pub(crate) async fn new(arguments: Arguments, timeline: Timeline) -> anyhow::Result<Self> {
-        timeline.enter("daemon");
+    pub(crate) async fn new(
+        arguments: Arguments,
+        timeline: Timeline,
+    ) -> anyhow::Result<(Self, String)> {
         let lab = Lab::new(Binaries::beside(&programs::directory()?)).await?;
         timeline.say("a worker, a cluster behind it and pods, in namespaces of their own");
         let begin = Instant::now();
@@ -49,12 +51,10 @@ impl World {
                 return Err(error);
             }
         };
-        timeline.took(
-            None,
-            "peerpodd run --provider local: node and relay are ready",
-            begin.elapsed(),
-        );
-        Ok(Self { pods: Vec::new(), daemon: Some(daemon), lab, arguments, timeline })
+        let took = begin.elapsed();
+        timeline.took(None, "peerpodd run --provider local: node and relay are ready", took);
+        let seen = format!("ready {} ms after its start", millis(took));
+        Ok((Self { pods: Vec::new(), daemon: Some(daemon), lab, arguments, timeline }, seen))
     }
 
     /// The daemon, as long as it runs.

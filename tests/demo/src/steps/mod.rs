@@ -9,54 +9,82 @@ mod status;
 mod stop;
 mod survey;
 
+use std::future::Future;
 use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 
+use crate::cli::Arguments;
 use crate::keep;
 use crate::table::Row;
-use crate::timeline::millis;
+use crate::timeline::{Timeline, millis};
 use crate::world::World;
 
 /// Longest time of a step; each has shorter limits inside.
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// Runs a step and notes how it went; after a failure the rest is left out.
-macro_rules! step {
-    ($world:expr, $rows:expr, $name:literal, $work:expr) => {
-        if $rows.iter().all(|r: &Row| r.ok) {
-            $world.timeline.enter($name);
-            let begin = Instant::now();
-            let late = |_| Err(anyhow!("not done within {LIMIT:?}"));
-            let done = tokio::time::timeout(LIMIT, $work).await.unwrap_or_else(late);
-            let (ok, seen) = match done {
-                Ok(seen) => (true, seen),
-                Err(error) => (false, format!("{error:#}")),
-            };
-            if !ok {
-                $world.timeline.fail(&seen);
-            }
-            $rows.push(Row { step: $name, ok, ms: millis(begin.elapsed()), seen });
+/// The rows so far, and whether to go on.
+struct Course {
+    timeline: Timeline,
+    rows: Vec<Row>,
+}
+
+impl Course {
+    fn is_well(&self) -> bool {
+        self.rows.iter().all(|r| r.ok)
+    }
+
+    /// Takes a step and notes how it went. After a failure the rest is left out.
+    async fn step<T>(
+        &mut self,
+        name: &'static str,
+        work: impl Future<Output = anyhow::Result<(T, String)>>,
+    ) -> Option<T> {
+        if !self.is_well() {
+            return None;
         }
-    };
+        self.timeline.enter(name);
+        let begin = Instant::now();
+        let late = |_| Err(anyhow!("not done within {LIMIT:?}"));
+        let done = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(late);
+        let (value, seen) = match done {
+            Ok((value, seen)) => (Some(value), seen),
+            Err(error) => (None, format!("{error:#}")),
+        };
+        let ok = value.is_some();
+        if !ok {
+            self.timeline.fail(&seen);
+        }
+        self.rows.push(Row { step: name, ok, ms: millis(begin.elapsed()), seen });
+        value
+    }
 }
 
 /// All of them, up to the first that fails.
-pub(crate) async fn all(world: &mut World) -> Vec<Row> {
-    let mut rows = Vec::new();
-    step!(world, rows, "start", start::run(world));
-    step!(world, rows, "reach", reach::run(world));
-    step!(world, rows, "control", control::run(world));
-    step!(world, rows, "forge", forge::run(world));
-    step!(world, rows, "restart", restart::run(world));
-    step!(world, rows, "status", status::run(world));
+pub(crate) async fn all(arguments: Arguments, timeline: Timeline) -> Vec<Row> {
+    let mut course = Course { timeline: timeline.clone(), rows: Vec::new() };
+    let world = course.step("daemon", World::new(arguments, timeline)).await;
+    if let Some(mut world) = world {
+        each(&mut course, &mut world).await;
+        world.save_logs(course.is_well());
+    }
+    course.rows
+}
+
+async fn each(course: &mut Course, world: &mut World) {
+    macro_rules! steps {
+        ($($name:ident)*) => {$(
+            course.step(stringify!($name), async {
+                Ok(((), $name::run(world).await?))
+            }).await;
+        )*};
+    }
+    steps!(start reach control forge restart status);
     if world.arguments.keep
-        && rows.iter().all(|r| r.ok)
+        && course.is_well()
         && let Err(error) = keep::stay(world).await
     {
-        world.timeline.fail(&format!("{error:#}"));
+        course.timeline.fail(&format!("{error:#}"));
     }
-    step!(world, rows, "stop", stop::run(world));
-    step!(world, rows, "survey", survey::run(world));
-    rows
+    steps!(stop survey);
 }
