@@ -55,6 +55,9 @@ pub(super) async fn run(settings: Settings, program: &Path) -> anyhow::Result<()
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     shutdown.drain(node.settings.process.drain_timeout).await;
+    // The state directory is still locked, so no successor has put its own socket there yet.
+    let socket = node.settings.paths.node_socket();
+    let _ = apart(move || Ok(std::fs::remove_file(socket)?)).await;
     up
 }
 
