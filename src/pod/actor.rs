@@ -127,6 +127,7 @@ impl Actor {
         }
         // Always accepted.
         let _ = life.enter(Event::End(end.reason.clone()));
+        life.amend(Record::wipe);
         let failure = self.whose.failure(end.failure, &end.reason);
         self.desk.created(&Err(failure.clone()));
         self.desk.started(&Err(failure));

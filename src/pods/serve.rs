@@ -32,7 +32,11 @@ impl Sandboxes for Pods {
         // A known id is answered whatever else the request says: a shim that was restarted repeats
         // it when the network namespace has long gone.
         if let Some(pod) = self.registry.get(&request.id) {
-            return self.ask(&pod, Command::Create).await;
+            match self.ask(&pod, Command::Create).await {
+                // It has gone in this very moment: the id is new.
+                Err(e) if e.kind == FailureKind::NotFound => {}
+                answer => return answer,
+            }
         }
         let parsed = self.common.world.planner.parse(&request);
         let request = parsed.map_err(|e| named(&request, e))?;

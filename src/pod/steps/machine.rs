@@ -3,6 +3,7 @@
 use peerpod_providers::error::Advice;
 use peerpod_providers::retry::{Backoff, Policy};
 use peerpod_providers::{Candidate, Error, Kind, Vm, VmSpec};
+use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use super::StepError;
@@ -21,8 +22,7 @@ pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
         Phase::Launching { candidate, .. } => *candidate,
         _ => 0,
     };
-    // Never closed; without it there is only no cap.
-    let _slot = life.common.creates.acquire().await.ok();
+    let _slot = slot(life).await;
     let mut walk = Walk { unknown: false };
     let mut last = StepError::NoCandidate;
     for (number, candidate) in (0u32..).zip(&record.machine.candidates) {
@@ -39,6 +39,18 @@ pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
         }
     }
     Err(last)
+}
+
+/// A place among the creates that run at once; the wait for it is told. The semaphore is never
+/// closed.
+async fn slot(life: &Life) -> Option<SemaphorePermit<'_>> {
+    let creates = &life.common.creates;
+    if let Ok(slot) = creates.try_acquire() {
+        return Some(slot);
+    }
+    let now = life.common.world.clock.now_ms();
+    life.amend(|r| r.note(now, "waiting for other creates", None));
+    creates.acquire().await.ok()
 }
 
 struct Walk {

@@ -168,6 +168,12 @@ async fn no_more_creates_run_at_once_than_the_cap_and_all_get_their_turn() {
     }
     let begin = Instant::now();
     let starts: Vec<_> = names.iter().map(|n| daemon.starting(n)).collect();
+    sleep(seconds(1)).await;
+    let all = daemon.pods.snapshot();
+    let waits = |s: &&crate::pods::PodStatus| {
+        s.timeline.iter().any(|m| m.what == "waiting for other creates")
+    };
+    assert_eq!(all.iter().filter(waits).count(), 4, "who waits says so");
     while daemon.pods.snapshot().iter().any(|s| s.phase != "running") {
         let calls = site.provider.calls();
         assert!(calls.iter().filter(|c| c.outcome.is_none()).count() <= 2);

@@ -47,6 +47,8 @@ async fn stop_is_on_disk_and_local_things_are_gone_when_it_is_answered() {
     assert!(matches!(site.on_disk("s1"), Some(Phase::Deleting { .. })));
     assert!(lock(&site.network.attached).is_empty() && site.relay.sandboxes().is_empty());
     assert_eq!(site.provider.vms().len(), 1, "the cloud takes its time");
+    let record = serde_json::to_string(&site.records.all()["s1"]).expect("writes");
+    assert!(!record.contains("PRIVATE"), "no key is kept for a pod that is over");
     daemon.stop("s1").await.expect("repeated");
     site.until_nothing_is_left().await;
 }
@@ -104,6 +106,8 @@ async fn stop_during_a_create_cancels_it_and_whatever_comes_of_it_later_is_delet
     let begin = Instant::now();
     daemon.stop("s1").await.expect("stopped");
     assert!(begin.elapsed() < seconds(1));
+    let record = serde_json::to_string(&site.records.all()["s1"]).expect("writes");
+    assert!(!record.contains("PRIVATE"), "no key is kept for a pod that is over");
     let failure = start.await.expect("joins").expect_err("cancelled");
     assert_eq!(failure.kind, FailureKind::Cancelled);
     sleep(seconds(30)).await;
