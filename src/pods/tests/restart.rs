@@ -165,13 +165,17 @@ async fn a_shutdown_deletes_no_vm_and_takes_no_dropped_caller_for_gone() {
     daemon.create("s2").await.expect("created");
     let start = daemon.starting("s2");
     until("sent", || site.creates() == 2).await;
+    let waits = daemon.starting("s2");
+    sleep(seconds(1)).await;
     daemon.shutdown.tell("SIGTERM");
     start.abort();
     let pods = daemon.pods.clone();
     let late = tokio::spawn(async move { pods.stop("s1").await });
     let left = daemon.shutdown.drain(seconds(30)).await;
     assert!(left.is_empty(), "{left:?}");
+    sleep(seconds(1)).await;
     assert!(!late.is_finished(), "left to the successor, not refused");
+    assert!(!waits.is_finished(), "what was waiting is not answered either");
     assert!(matches!(site.on_disk("s1"), Some(Phase::Running { .. })));
     assert!(matches!(site.on_disk("s2"), Some(Phase::Launching { .. })));
     assert_eq!(site.deletes(), 0);

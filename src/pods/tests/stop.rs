@@ -73,6 +73,10 @@ async fn stop_is_answered_within_a_second_whatever_hangs_or_fails() {
         let begin = Instant::now();
         daemon.stop("s1").await.expect(trouble);
         assert!(begin.elapsed() < seconds(1), "{trouble}: {:?}", begin.elapsed());
+        let (tunnel, socket) = (&site.network.attached, &site.relay.held);
+        let gone = (lock(tunnel).is_empty(), lock(socket).is_empty());
+        let wanted = (trouble != "detach", !["close", "away"].contains(&trouble));
+        assert_eq!(gone, wanted, "{trouble} holds nothing else up");
         sleep(seconds(5)).await;
         lock(&site.relay.hangs).clear();
         lock(&site.relay.refuses).clear();
