@@ -45,7 +45,7 @@ pub(super) async fn run(settings: Settings, program: &Path) -> anyhow::Result<()
     let state = open_state(&settings).await?;
     let listener = admin::bind(settings.process.probe_port).await?;
     let node = Node::new(settings, state, shutdown.clone());
-    node.serve_probes(listener)?;
+    node.serve_probes(listener);
     let up = tokio::select! {
         up = Box::pin(node.start(program)) => up,
         () = shutdown.told() => Ok(()),
@@ -55,9 +55,10 @@ pub(super) async fn run(settings: Settings, program: &Path) -> anyhow::Result<()
     }
     notify(&[sd_notify::NotifyState::Stopping]);
     shutdown.drain(node.settings.process.drain_timeout).await;
-    // The state directory is still locked, so no successor has put its own socket there yet.
-    let socket = node.settings.paths.node_socket();
-    let _ = apart(move || Ok(std::fs::remove_file(socket)?)).await;
+    if let Some(socket) = node.live.socket.get() {
+        // Still under the lock of the state directory, so it cannot be a successor's.
+        tokio::fs::remove_file(socket).await.ok();
+    }
     up
 }
 
@@ -95,6 +96,8 @@ async fn open_state(settings: &Settings) -> anyhow::Result<State> {
 /// What there is to tell; filled while the process comes up.
 #[derive(Default)]
 struct Live {
+    /// Our own socket, once it is bound.
+    socket: OnceLock<PathBuf>,
     pods: OnceLock<Arc<Pods>>,
     relay: OnceLock<Arc<RelayClient>>,
 }
@@ -126,7 +129,7 @@ impl Node {
         Self { settings, state, shutdown, readiness, metrics, live: Arc::default() }
     }
 
-    fn serve_probes(&self, listener: TcpListener) -> anyhow::Result<()> {
+    fn serve_probes(&self, listener: TcpListener) {
         let pages = Pages {
             about: Arc::new(About {
                 version: crate::cli::build(),
@@ -145,7 +148,6 @@ impl Node {
                 tracing::error!(error = %hypervisor::chain(&e), "probes and metrics have ended");
             }
         });
-        Ok(())
     }
 
     /// Everything up to serving.
@@ -156,7 +158,9 @@ impl Node {
         self.look_at(&provider, &planner).await?;
         let state_dir = self.state.dir.path().to_owned();
         let records = apart(move || Ok(Disk::open(&state_dir)?)).await?;
-        let listener = listen(&self.settings.paths.node_socket()).await?;
+        let socket = self.settings.paths.node_socket();
+        let listener = listen(&socket).await?;
+        self.live.socket.set(socket).ok();
         let (relay, events) = self.attach();
         let world = World {
             provider,

@@ -1,7 +1,7 @@
 //! One of the two children: started, watched, started anew, ended.
 //!
 //! ```text
-//!   ┌─▶ beginning ──▶ watching ──ends──▶ pause (doubling, short again after a long life) ──┐
+//!   ┌─▶ beginning ──▶ watching ──ends──▶ pause (doubling; none after a long life) ─────────┐
 //!   │                    │  └──ends with 2──▶ given up                                     │
 //!   │                    └──order──▶ ended                                                 │
 //!   └──────────────────────────────────────────────────────────────────────────────────────┘
@@ -18,7 +18,7 @@ use super::process::{Process, ProcessError};
 
 /// Pauses before a new start: the first, doubled up to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-/// A child that lived that long was well; its next pause is the first again.
+/// A child that lived that long was well; it is started anew at once.
 const WELL: Duration = Duration::from_secs(10);
 /// Exit code of a child that says a setting cannot be used.
 const BAD_SETTING: i32 = 2;
@@ -107,14 +107,14 @@ impl Part {
                 return;
             }
             if began.elapsed() >= WELL {
-                pause = PAUSES.0;
+                pause = Duration::ZERO;
             }
             tracing::warn!(part = self.role, ?code, ?pause, "ended; it is started anew");
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 _ = ordered(&mut orders) => return,
             }
-            pause = (pause * 2).min(PAUSES.1);
+            pause = (pause * 2).clamp(PAUSES.0, PAUSES.1);
         }
     }
 
