@@ -99,9 +99,10 @@ impl Row {
         let summary = |s: &Option<Samples>| s.as_ref().and_then(Samples::summary);
         let ratio = sides.judged(judged).as_ref().and_then(Samples::summary);
         let verdict = match (ratio, target) {
-            (None, _) => Verdict::NotMeasured,
-            (Some(_), None) => Verdict::Shown,
             (Some(value), Some(target)) => target.verdict(value),
+            (None, None) if sides.ours.is_none() => Verdict::NotMeasured,
+            (_, None) => Verdict::Shown,
+            (None, Some(_)) => Verdict::NotMeasured,
         };
         Self {
             id,
@@ -168,9 +169,13 @@ impl Row {
         Self { note: Some(why.into()), ..row }
     }
 
-    pub(crate) fn note(mut self, note: impl Into<String>) -> Self {
-        self.note = Some(note.into());
-        self
+    pub(crate) fn note(self, note: impl Into<String>) -> Self {
+        self.notes(Some(note.into()))
+    }
+
+    /// A note, if there is one.
+    pub(crate) fn notes(self, note: Option<String>) -> Self {
+        Self { note, ..self }
     }
 
     fn cells(&self) -> [String; 11] {
@@ -296,8 +301,10 @@ mod tests {
 
     #[test]
     fn a_side_that_is_missing_is_no_verdict() {
-        let row = Row::against_rival("P0", "x", "ms", &Sides::ours(samples(&[1.0])), None);
-        assert_eq!(row.verdict, Verdict::NotMeasured);
+        let row =
+            |target| Row::against_rival("P0", "x", "ms", &Sides::ours(samples(&[1.0])), target);
+        assert_eq!(row(Some(Target::AtMost(1.0))).verdict, Verdict::NotMeasured);
+        assert_eq!(row(None).verdict, Verdict::Shown);
     }
 
     #[test]

@@ -39,6 +39,11 @@ impl Samples {
         a + (b - a) * (at - at.floor())
     }
 
+    /// That value alone, to stand in a line of its own; nothing of nothing.
+    pub(crate) fn only(&self, q: f64) -> Self {
+        self.0.first().map(|_| self.quantile(q)).into_iter().collect()
+    }
+
     /// `None` if nothing was measured.
     pub(crate) fn summary(&self) -> Option<Summary> {
         (!self.0.is_empty()).then(|| Summary {

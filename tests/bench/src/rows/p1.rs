@@ -107,7 +107,7 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
 
 fn rows(ours: Samples, rival: Samples, probes: &Sides) -> Vec<Row> {
     let means = Sides::ours(one(ours.mean())).rival(one(rival.mean()));
-    let p99 = Sides::ours(one(ours.quantile(0.99))).rival(one(rival.quantile(0.99)));
+    let p99 = Sides::ours(ours.only(0.99)).rival(rival.only(0.99));
     let note = format!("{} draws, T in 3..40 s, RST from a moment in T/2..T on", ours.0.len());
     let lags = Sides::ours(ours).rival(rival);
     vec![

@@ -146,14 +146,14 @@ fn rows(level: usize, Level { ours, rival, launches }: Level) -> Vec<Row> {
     let both = sides(ours.both, rival.both);
     let times = if level < 1000 { 20.0 } else { 70.0 };
     let (most, by_rival) = (Target::AtMost(3.0), Target::AtMost(1.0 / times));
-    let note = format!("the rival launched {launches} programs");
+    let note = (launches > 0).then(|| format!("the rival launched {launches} programs"));
     let shown = |what: &str, ours, rival| {
         Row::against_rival(ID, &name(what), "ms", &sides(ours, rival), None)
     };
     vec![
         Row::alone(ID, &name("attach + detach"), "ms", &both, Some(most)),
         Row::against_rival(ID, &name("the same by the rival"), "ms", &both, Some(by_rival))
-            .note(note),
+            .notes(note),
         shown("attach", ours.attach, rival.attach),
         shown("detach", ours.detach, rival.detach),
         shown("CPU of both", ours.cpu, rival.cpu),

@@ -69,8 +69,7 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
 
 fn rows(count: usize, ours: Series, rival: Series) -> Vec<Row> {
     let sides = |ours, rival| Sides::ours(ours).rival(rival);
-    let p99 = |s: &Samples| std::iter::once(s.quantile(0.99)).collect::<Samples>();
-    let tail = sides(p99(&ours.both), p99(&rival.both));
+    let tail = sides(ours.both.only(0.99), rival.both.only(0.99));
     let both = sides(ours.both, rival.both);
     let shown = |what, ours, rival| Row::against_rival(ID, what, "ms", &sides(ours, rival), None);
     let note = format!("{count} pods that stay, one after the other");
