@@ -2,41 +2,46 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context;
 use peerpod_standin::lab::isolate;
+use tokio::sync::Notify;
 
 use crate::world::World;
 
 static WAITING: AtomicBool = AtomicBool::new(false);
+static GO_ON: Notify = Notify::const_new();
 
-/// Whether Ctrl-C means "go on" instead of "away with everything".
-pub(crate) fn is_waiting() -> bool {
-    WAITING.load(Ordering::SeqCst)
+/// Takes a Ctrl-C as "go on"; false if nobody waits for one.
+pub(crate) fn go_on() -> bool {
+    let waiting = WAITING.swap(false, Ordering::SeqCst);
+    if waiting {
+        GO_ON.notify_one();
+    }
+    waiting
 }
 
 /// Says how to look around and returns at Ctrl-C.
-pub(crate) async fn stay(world: &World) -> anyhow::Result<()> {
+pub(crate) async fn stay(world: &World) {
     WAITING.store(true, Ordering::SeqCst);
     let dir = world.lab.dir().path().display();
-    let enter = isolate::enter_command();
-    let line = |text: &str| world.timeline.line(text);
-    line("\nThe pods run. In another shell:");
-    line(&format!("  {enter} sh                                  # inside; then:"));
-    line(&format!("  ls -R {dir}/pods {dir}/state {dir}/local      # sockets, records, VMs"));
-    line(&format!("  tail -f {dir}/logs/run.log                    # the daemon's log"));
-    line(&format!("  nsenter --net={dir}/net/worker ip addr        # the worker's network"));
-    line(&format!(
-        "  nsenter --net={dir}/net/worker {} status",
-        world.lab.binaries().peerpodd.display()
-    ));
+    let worker = format!("nsenter --net={dir}/net/worker");
+    let peerpodd = world.lab.binaries().peerpodd.display();
+    let mut lines = vec![
+        ("inside the demo's namespaces; the rest is for there".to_owned(), {
+            format!("{} sh", isolate::enter_command())
+        }),
+        ("sockets, records, VMs".to_owned(), format!("ls -R {dir}/pods {dir}/state {dir}/local")),
+        ("the daemon's log".to_owned(), format!("tail -f {dir}/logs/run.log")),
+        ("the worker's network".to_owned(), format!("{worker} ip addr")),
+        ("what the daemon knows".to_owned(), format!("{worker} {peerpodd} status")),
+    ];
     for pod in &world.pods {
-        line(&format!(
-            "  nsenter --net={dir}/net/pod-{} ip -d link show vxlan1   # {}, {}",
-            pod.net.number, pod.name, pod.net.ip
-        ));
+        let enter = format!("nsenter --net={dir}/net/pod-{}", pod.net.number);
+        let what = format!("the tunnel of {}, {}", pod.name, pod.net.ip);
+        lines.push((what, format!("{enter} ip -d -s link show vxlan1")));
     }
-    line("Ctrl-C stops the pods and goes on.\n");
-    tokio::signal::ctrl_c().await.context("wait for Ctrl-C")?;
-    WAITING.store(false, Ordering::SeqCst);
-    Ok(())
+    for (what, command) in lines {
+        world.timeline.say(&format!("{what}: {command}"));
+    }
+    world.timeline.say("the pods run; Ctrl-C stops them and goes on");
+    GO_ON.notified().await;
 }

@@ -61,7 +61,7 @@ async fn inside(arguments: Arguments) -> anyhow::Result<u8> {
         tokio::select! {
             rows = &mut work => break rows,
             // While --keep waits, Ctrl-C is for it.
-            _ = interrupt.recv() => if !keep::is_waiting() {
+            _ = interrupt.recv() => if !keep::go_on() {
                 return Ok(interrupted(&timeline));
             },
             _ = terminate.recv() => return Ok(interrupted(&timeline)),

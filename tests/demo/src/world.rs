@@ -21,6 +21,8 @@ pub(crate) struct Pod {
     pub(crate) net: PodNet,
     /// Its shim.
     pub(crate) shim: Shim,
+    /// When its StartVM was answered.
+    pub(crate) started: Option<Instant>,
 }
 
 /// Everything. Dropped in this order: shims, daemon, lab.
@@ -68,7 +70,8 @@ impl World {
         let profile = Profile::alternately(number.into());
         let name = spec.name.clone();
         let shim = Shim::create(profile, &lab.dir().socket(), spec).await;
-        Ok(Pod { shim: shim.with_context(|| format!("{name}: CreateVM"))?, name, net })
+        let shim = shim.with_context(|| format!("{name}: CreateVM"))?;
+        Ok(Pod { shim, name, net, started: None })
     }
 
     /// Copies the logs where they were asked for, or shows their ends after a failure.
@@ -101,6 +104,7 @@ impl Pod {
     pub(crate) async fn finish_start(&mut self, timeline: &Timeline) -> anyhow::Result<()> {
         let name = &self.name;
         self.shim.start_vm().await.with_context(|| format!("{name}: StartVM"))?;
+        self.started = Some(Instant::now());
         self.shim.connect().await.with_context(|| format!("{name}: dial the agent"))?;
         self.shim.start_sandbox().await.with_context(|| format!("{name}: start the sandbox"))?;
         for took in self.shim.took() {

@@ -195,14 +195,23 @@ async fn a_dead_lab_is_cleaned_away_and_a_living_one_is_not() {
     std::fs::create_dir(dead.join("net")).expect("make");
     std::fs::write(dead.join("lock"), "").expect("lock");
     Netns::create().expect("namespace").persist(&dead.join("net/worker")).expect("bind");
+    std::fs::create_dir(dead.join("state")).expect("make");
+    let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
+    nix::mount::mount(none, &dead.join("state"), Some("tmpfs"), flags, none).expect("mount");
     let mut command = agent(&["tool", "sleep"]);
     command.env("LAB", &dead);
     let mut child = command.spawn().expect("start");
-    let long_ago = std::time::SystemTime::now() - Duration::from_secs(60);
-    let dir = std::fs::File::open(&dead).expect("open");
-    dir.set_modified(long_ago).expect("set the time");
+    // And what a removal that was cut short has left: no lock any more.
+    let half = tempfile::Builder::new().prefix("pplab.").tempdir_in("/tmp").expect("directory");
+    let half = half.keep();
+    std::fs::create_dir(half.join("local")).expect("make");
+    for dir in [&dead, &half] {
+        let long_ago = std::time::SystemTime::now() - Duration::from_secs(60);
+        let dir = std::fs::File::open(dir).expect("open");
+        dir.set_modified(long_ago).expect("set the time");
+    }
     let _next = Lab::new(binaries()).await.expect("lab");
-    assert!(!dead.exists() && living.dir().path().exists());
+    assert!(!dead.exists() && !half.exists() && living.dir().path().exists());
     let status = child.wait().expect("bury");
     assert!(!status.success(), "killed");
 }

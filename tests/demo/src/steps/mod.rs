@@ -80,11 +80,9 @@ async fn each(course: &mut Course, world: &mut World) {
         )*};
     }
     steps!(start reach control forge restart status);
-    if world.arguments.keep
-        && course.is_well()
-        && let Err(error) = keep::stay(world).await
-    {
-        course.timeline.fail(&format!("{error:#}"));
+    if world.arguments.keep && course.is_well() {
+        course.timeline.enter("keep");
+        keep::stay(world).await;
     }
     steps!(stop survey);
 }

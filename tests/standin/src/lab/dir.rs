@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
-use peerpod_netlink::Netns;
+use nix::mount::{MntFlags, umount2};
 
 use super::{isolate, processes};
 
@@ -62,8 +62,11 @@ impl LabDir {
             if !ours {
                 continue;
             }
-            let Ok(file) = File::open(entry.path().join("lock")) else { continue };
-            if let Ok(_lock) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // Without a lock file it is what a removal that was cut short has left.
+            let lock = File::open(entry.path().join("lock")).ok();
+            let held = lock
+                .is_some_and(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).is_err());
+            if !held {
                 remove(&entry.path());
             }
         }
@@ -140,8 +143,15 @@ fn remove(path: &Path) {
         }
         processes::kill_all(&users);
     }
-    for bound in std::fs::read_dir(path.join("net")).into_iter().flatten().flatten() {
-        let _ = Netns::unpersist(&bound.path());
+    for mount in mounts_below(path).iter().rev() {
+        let _ = umount2(mount, MntFlags::MNT_DETACH);
     }
     let _ = std::fs::remove_dir_all(path);
+}
+
+/// Bound namespaces, and whatever a test has mounted; later ones may lie on earlier ones.
+fn mounts_below(path: &Path) -> Vec<PathBuf> {
+    let all = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = all.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    points.filter(|point| point.starts_with(path)).collect()
 }
