@@ -190,7 +190,8 @@ async fn destroy_sandbox_answers_and_then_the_agent_ends() {
     assert!(path.parent().is_some_and(|p| p.is_dir()) && !path.exists(), "as the real one does");
     Connection::connect(&path).await.expect_err("new connections fail now");
     lab.client.destroy_sandbox().await.expect("answered");
-    lab.served.await.expect("ended");
+    let ended = tokio::time::timeout(Duration::from_secs(10), lab.served).await;
+    ended.expect("it ends soon").expect("in order");
     lab.client.rpc().closed().await;
 }
 

@@ -49,7 +49,7 @@ impl Course {
         let done = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(late);
         let (value, seen) = match done {
             Ok((value, seen)) => (Some(value), seen),
-            Err(error) => (None, format!("{error:#}")),
+            Err(error) => (None, said_once(&error)),
         };
         let ok = value.is_some();
         if !ok {
@@ -58,6 +58,18 @@ impl Course {
         self.rows.push(Row { step: name, ok, ms: millis(begin.elapsed()), seen });
         value
     }
+}
+
+/// The chain of causes, without those that the one before has said already.
+fn said_once(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |text, cause| {
+        let cause = cause.to_string();
+        match (text.is_empty(), text.contains(&cause)) {
+            (true, _) => cause,
+            (false, true) => text,
+            (false, false) => format!("{text}: {cause}"),
+        }
+    })
 }
 
 /// All of them, up to the first that fails.

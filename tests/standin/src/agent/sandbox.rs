@@ -119,5 +119,8 @@ mod tests {
         file.bytes.insert(0, bytes::Bytes::from_static(b"abc"));
         assert_eq!(file.whole(6).as_deref(), Some(&b"abcdef"[..]));
         assert_eq!(file.whole(7), None);
+        // As many bytes as there should be, but with a hole.
+        file.bytes.insert(9, bytes::Bytes::from_static(b"jkl"));
+        assert_eq!(file.whole(9), None);
     }
 }
