@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -27,6 +27,8 @@ use proto::to_node::Message;
 /// Events a node process may leave unread before it is cut off; it hears what still holds again
 /// when it attaches anew.
 const UNREAD_EVENTS: usize = 4096;
+/// Calls of closed shims that are kept for a node process, of all sandboxes.
+const KEPT_CALLS: usize = 1024;
 
 /// Where hypervisor requests go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -112,6 +114,7 @@ pub(super) struct Hub {
     pub(super) counters: Counters,
     state: Mutex<State>,
     node: watch::Sender<Node>,
+    kept: Semaphore,
 }
 
 /// What an attached node process reads.
@@ -149,6 +152,7 @@ impl Hub {
             counters: Counters::default(),
             state: Mutex::default(),
             node: watch::Sender::new(Node::default()),
+            kept: Semaphore::new(KEPT_CALLS),
         })
     }
 
@@ -253,6 +257,11 @@ impl Hub {
         let key = state.next();
         state.pending.insert(key, call);
         PendingGuard { hub: self.clone(), key }
+    }
+
+    /// Room for calls whose shim has closed; `None` if there are too many.
+    pub(super) fn keep(&self, calls: usize) -> Option<SemaphorePermit<'_>> {
+        self.kept.try_acquire_many(u32::try_from(calls).ok()?).ok()
     }
 
     // --- edits ---

@@ -10,6 +10,9 @@
 //!
 //! Reading goes on while the node is away, until the queue is full. Answers are passed on whole or
 //! not at all. Only requests are looked into: which sandbox and method they name.
+//!
+//! A Rust shim gives StopVM one second and then closes, so a StopVM outlives its connection: it is
+//! kept until a node process has answered it. Anything else is of no use once its shim has gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +33,11 @@ use crate::request::SandboxId;
 const STALL: Duration = Duration::from_secs(30);
 /// How long a request of a shim that has closed may still take to reach the node.
 const LAST_CALL: Duration = Duration::from_secs(1);
+/// How long a StopVM is kept for a node process once its shim has closed. A node that comes back
+/// later finds the pod without a shim and ends it for that.
+const KEPT: Duration = Duration::from_secs(600);
+/// Payload of a StopVM that is kept; an id and a shim's metadata need far less.
+const KEPT_BYTES: usize = 4 << 10;
 /// Pause before the node's socket is dialled again.
 const REDIAL: Duration = Duration::from_millis(100);
 /// Connections that a node process may break in a row without answering anything, before the shim's
@@ -39,23 +47,42 @@ const FRUITLESS: u32 = 8;
 const NAMES: usize = 64;
 /// Field of all three calls that holds the sandbox.
 const ID: u32 = 1;
+/// The call that outlives its shim.
+const STOP: &str = "StopVM";
 
 /// Serves one shim connection until the shim closes it.
 pub(super) async fn converse(hub: Arc<Hub>, shim: UnixStream) {
     let (read, write) = shim.into_split();
     let queue = Queue::default();
     let reading = async {
-        let end = read_shim(&hub, &queue, read).await;
-        // A shim that is in a hurry does not wait for the answer to its last call.
-        let _ = tokio::time::timeout(LAST_CALL, queue.all_sent()).await;
-        end
-    };
-    tokio::select! {
-        end = reading => match end {
+        match read_shim(&hub, &queue, read).await {
             Ok(()) => tracing::debug!("a shim closed its hypervisor connection"),
             Err(e) => tracing::warn!(error = %e, "hypervisor connection closed"),
-        },
+        }
+        // Boxed: a connection that lives should not set aside room for it.
+        Box::pin(last_calls(&hub, &queue)).await;
+    };
+    tokio::select! {
+        () = reading => {}
         why = keep_node(&hub, &queue, write) => tracing::info!(why, "hypervisor connection closed"),
+    }
+}
+
+/// Returns when nothing that the shim has asked for has a use any more.
+async fn last_calls(hub: &Hub, queue: &Queue) {
+    // A shim that is in a hurry does not wait for the answer to its last call.
+    let _ = tokio::time::timeout(LAST_CALL, queue.all_sent()).await;
+    let calls = queue.shim_gone();
+    if calls == 0 {
+        return;
+    }
+    let Some(_kept) = hub.keep(calls) else {
+        tracing::warn!(calls, "too many StopVM of closed shims are kept, these are dropped");
+        return;
+    };
+    tracing::info!(calls, "StopVM is kept, its shim did not wait for the answer");
+    if tokio::time::timeout(KEPT, queue.all_answered()).await.is_err() {
+        tracing::warn!("no node process has answered StopVM of a closed shim, it is dropped");
     }
 }
 
@@ -75,7 +102,9 @@ async fn read_shim(hub: &Arc<Hub>, queue: &Queue, read: OwnedReadHalf) -> Result
             name(hub, &mut named, &call.sandbox);
         }
         hub.counters.requests.add(u64::from(frame.kind == Kind::Request));
-        queue.push(frame, pending.map(|call| hub.wait_for(call)));
+        let outlives = frame.payload.len() <= KEPT_BYTES
+            && pending.as_ref().is_some_and(|call| call.method == STOP);
+        queue.push(frame, pending.map(|call| hub.wait_for(call)), outlives);
     }
 }
 
@@ -128,9 +157,7 @@ async fn keep_node(hub: &Hub, queue: &Queue, mut shim: OwnedWriteHalf) -> &'stat
         let before = queue.answers();
         match UnixStream::connect(&target.socket).await {
             Ok(stream) => {
-                if joined(queue, stream, &mut shim, &mut node, target.instance).await.is_err() {
-                    return "the shim takes no more answers";
-                }
+                joined(queue, stream, &mut shim, &mut node, target.instance).await;
                 hub.counters.replayed.add(queue.send_again());
                 fruitless = if queue.answers() == before { fruitless + 1 } else { 0 };
             }
@@ -144,15 +171,14 @@ async fn keep_node(hub: &Hub, queue: &Queue, mut shim: OwnedWriteHalf) -> &'stat
     }
 }
 
-/// Returns when the node's connection breaks or another node process takes over; an error is the
-/// shim's.
+/// Returns when the node's connection breaks or another node process takes over.
 async fn joined(
     queue: &Queue,
     stream: UnixStream,
     shim: &mut OwnedWriteHalf,
     node: &mut watch::Receiver<Node>,
     instance: u64,
-) -> std::io::Result<()> {
+) {
     let (read, mut write) = stream.into_split();
     let over = Notify::new();
     let send = async {
@@ -181,25 +207,26 @@ async fn joined(
                 // What has come is passed on before the end is looked at.
                 biased;
                 next = reader.next() => next,
-                () = over.notified() => return Ok(()),
+                () = over.notified() => return,
             };
             match next {
                 Ok(Some(frame)) => {
                     if frame.kind == Kind::Response {
                         queue.answered(frame.stream);
                     }
-                    frame.write(shim).await?;
+                    // A shim that has gone is noticed where it is read, after its last words.
+                    let _ = frame.write(shim).await;
                 }
-                Ok(None) => return Ok(()),
+                Ok(None) => return,
                 Err(e) => {
                     tracing::debug!(error = %e, "the node's connection broke");
-                    return Ok(());
+                    return;
                 }
             }
         }
     };
     tokio::select! {
-        end = receive => end,
-        () = stop => Ok(()),
+        () = receive => {}
+        () = stop => {}
     }
 }

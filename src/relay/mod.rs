@@ -22,6 +22,7 @@
 //! | link to a VM, established | the shim's connection on it is closed at once, LinkDown |
 //! | link to a VM, being made | LinkDown, redialled until `give_up`, then the connection is closed |
 //! | shim | its connections to node and VM are closed; when all are, ShimGone |
+//! | shim, StopVM unanswered | as above, and the StopVM goes on to the next node process |
 //!
 //! The other half of this module, [`RelayClient`], runs in the node process.
 

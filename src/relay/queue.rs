@@ -4,6 +4,8 @@
 //!   push ─▶ unsent ──send──▶ sent ──answered──▶ gone
 //!             ▲               │
 //!             └── node gone ──┘    before anything newer, with the same stream ids
+//!
+//!   shim gone ─▶ only requests that outlive their shim are left
 //! ```
 
 use std::collections::VecDeque;
@@ -21,6 +23,8 @@ const ROOM: (usize, usize) = (64, 8 << 20);
 struct Item {
     frame: Frame,
     sent: bool,
+    /// Is to be done though the shim that asked has gone.
+    outlives: bool,
     /// Tells a node process that attaches of this request.
     _pending: Option<PendingGuard>,
 }
@@ -56,7 +60,8 @@ pub(super) struct Queue {
     items: Mutex<Items>,
     room: Notify,
     work: Notify,
-    sent: Notify,
+    /// Something was written, or answered.
+    progress: Notify,
 }
 
 impl Queue {
@@ -78,11 +83,11 @@ impl Queue {
         }
     }
 
-    /// Takes a frame in.
-    pub(super) fn push(&self, frame: Frame, pending: Option<PendingGuard>) {
+    /// Takes a frame in. One that `outlives` its shim stays with [`Queue::shim_gone`].
+    pub(super) fn push(&self, frame: Frame, pending: Option<PendingGuard>, outlives: bool) {
         let mut items = self.items();
         items.bytes += frame.payload.len();
-        items.all.push_back(Item { frame, sent: false, _pending: pending });
+        items.all.push_back(Item { frame, sent: false, outlives, _pending: pending });
         drop(items);
         self.work.notify_one();
     }
@@ -116,14 +121,14 @@ impl Queue {
     /// Waits until nothing is left to send.
     pub(super) async fn all_sent(&self) {
         while !self.items().all_sent() {
-            self.sent.notified().await;
+            self.progress.notified().await;
         }
     }
 
     /// The frame that [`Queue::next`] gave is written.
     pub(super) fn written(&self) {
         self.items().writing = false;
-        self.sent.notify_one();
+        self.progress.notify_one();
     }
 
     /// A response has come whole.
@@ -136,6 +141,29 @@ impl Queue {
             // Takes the hub's lock, so not under ours.
             drop(item);
             self.room.notify_one();
+            self.progress.notify_one();
+        }
+    }
+
+    /// Nobody waits for answers any more: forgets what does not outlive the shim. Returns how much
+    /// is left.
+    pub(super) fn shim_gone(&self) -> usize {
+        let mut items = self.items();
+        let all = std::mem::take(&mut items.all);
+        let (left, forgotten) = all.into_iter().partition(|item| item.outlives);
+        items.all = left;
+        items.bytes = items.all.iter().map(|item| item.frame.payload.len()).sum();
+        let left = items.all.len();
+        drop(items);
+        // Takes the hub's lock, so not under ours.
+        drop(forgotten);
+        left
+    }
+
+    /// Waits until nothing is left to send or to be answered.
+    pub(super) async fn all_answered(&self) {
+        while !self.items().all.is_empty() {
+            self.progress.notified().await;
         }
     }
 

@@ -169,6 +169,103 @@ async fn a_shim_in_a_hurry_is_heard() {
     assert_eq!(node.accept().await.frame().await, hypervisor_call(5, "StopVM", "s1"));
 }
 
+/// Requests that wait for their answers, whether a node process is attached or not.
+async fn held_requests(bench: &Bench) -> u64 {
+    let mut api = control::raw(bench.dir.path()).await;
+    let list = within(api.list(crate::proto::relay::ListRequest {})).await.expect("list");
+    list.into_inner().totals.expect("totals").requests_held
+}
+
+async fn held_become(bench: &Bench, wanted: u64) {
+    eventually(async || Some(held_requests(bench).await).filter(|n| *n == wanted)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_outlives_the_shim_that_asked_for_it_while_the_node_is_away() {
+    let bench = Bench::start().await;
+    let mut shim = bench.hypervisor().await;
+    shim.send(&hypervisor_call(3, "StartVM", "s1")).await;
+    shim.send(&hypervisor_call(5, "StopVM", "s1")).await;
+    drop(shim);
+    held_become(&bench, 2).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let (mut node, attaching) = Node::start(bench.dir.path()).await;
+    let of = |method: &str| ("s1".to_owned(), method.to_owned());
+    assert_eq!(node.pending(attaching).await, [of("StopVM")], "nobody waits for the StartVM");
+    let mut there = node.accept().await;
+    assert_eq!(there.frame().await, hypervisor_call(5, "StopVM", "s1"));
+    // That one dies as well.
+    drop(there);
+    node.kill();
+    let (mut node, attaching) = Node::start(bench.dir.path()).await;
+    assert_eq!(node.pending(attaching).await, [of("StopVM")]);
+    let mut there = node.accept().await;
+    assert_eq!(there.frame().await, hypervisor_call(5, "StopVM", "s1"));
+    there.send(&answer(5, "stopped")).await;
+    assert_eq!(there.next().await, None, "nothing is left to ask");
+    held_become(&bench, 0).await;
+}
+
+#[tokio::test]
+async fn a_stop_that_is_kept_is_no_sign_of_its_shim() {
+    let (bench, vm) = (Bench::start().await, Vm::start().await);
+    let node = bench.node().await;
+    bench.open(&node, "s1", &[]).await;
+    vm.connect(&node, "s1").await;
+    let mut agent = bench.agent("s1").await;
+    agent.write_all(b"x").await.expect("write");
+    let mut shim = bench.hypervisor().await;
+    shim.send(&hypervisor_call(5, "StopVM", "s1")).await;
+    let connections = |held: &Held| (held.agent_connections, held.hypervisor_connections);
+    node.held_until("s1", |held| connections(held) == (1, 1)).await;
+    node.kill();
+    drop((agent, shim));
+
+    let (mut next, attaching) = Node::start(bench.dir.path()).await;
+    assert_eq!(next.pending(attaching).await, [("s1".to_owned(), "StopVM".to_owned())]);
+    assert_eq!(next.event().await, Event::ShimGone { sandbox: "s1".to_owned() });
+    let mut there = next.accept().await;
+    assert_eq!(there.frame().await.stream, 5);
+    assert_eq!(connections(&next.held("s1").await), (0, 0));
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_too_late_for_its_shim_costs_no_stop() {
+    let bench = Bench::start().await;
+    let node = bench.node().await;
+    let mut shim = bench.hypervisor().await;
+    shim.send(&hypervisor_call(3, "StartVM", "s1")).await;
+    shim.send(&hypervisor_call(5, "StopVM", "s1")).await;
+    let mut there = node.accept().await;
+    assert_eq!(there.frame().await.stream, 3);
+    assert_eq!(there.frame().await.stream, 5);
+    drop(shim);
+    there.send(&answer(3, "started")).await;
+    held_become(&bench, 1).await;
+    drop(there);
+    node.kill();
+    let (mut next, attaching) = Node::start(bench.dir.path()).await;
+    assert_eq!(next.pending(attaching).await, [("s1".to_owned(), "StopVM".to_owned())]);
+    assert_eq!(next.accept().await.frame().await.stream, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stops_of_closed_shims_are_bounded_in_number_and_time() {
+    let bench = Bench::start().await;
+    for _ in 0..20 {
+        let mut shim = bench.hypervisor().await;
+        for n in 0..60 {
+            shim.send(&hypervisor_call(2 * n + 1, "StopVM", "s1")).await;
+        }
+    }
+    held_become(&bench, 1200).await;
+    tokio::time::sleep(Duration::from_secs(590)).await;
+    assert_eq!(held_requests(&bench).await, 1020, "17 shims' calls fit");
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    assert_eq!(held_requests(&bench).await, 0);
+}
+
 #[tokio::test]
 async fn a_request_that_the_node_always_breaks_off_on_is_not_sent_for_ever() {
     let bench = Bench::start().await;
