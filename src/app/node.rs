@@ -292,6 +292,7 @@ impl Node {
             orphan_grace: pods.orphan_grace,
             liveness: link.liveness_timeout,
             give_up: link.give_up,
+            ready: link.proxy_timeout,
             sweep_interval: sweep.interval,
             sweep_grace: sweep.grace,
             sweep_dry_run: sweep.dry_run,

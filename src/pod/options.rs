@@ -36,6 +36,8 @@ pub struct Options {
     pub liveness: Duration,
     /// How long the relay tries to make a broken link again.
     pub give_up: Duration,
+    /// How long a VM that has an address may take until its agent answers.
+    pub ready: Duration,
     /// Time between sweeps; `None` sweeps never.
     pub sweep_interval: Option<Duration>,
     /// Age from which on a VM without a record is deleted.
@@ -64,6 +66,7 @@ impl Default for Options {
             orphan_grace: Duration::from_secs(60),
             liveness: Duration::from_secs(15),
             give_up: Duration::from_secs(20),
+            ready: Duration::from_secs(5 * 60),
             sweep_interval: Some(Duration::from_secs(10 * 60)),
             sweep_grace: Duration::from_secs(15 * 60),
             sweep_dry_run: false,

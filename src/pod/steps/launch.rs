@@ -1,16 +1,17 @@
 //! StartVM: from a record to a VM whose agent has answered.
 
-use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use peerpod_providers::Vm;
-use tokio::time::sleep;
+use peerpod_tunnel::link::tls::ClientTls;
+use tokio::time::{sleep, timeout};
 
 use super::{StepError, create, machine};
 use crate::pod::life::Life;
 use crate::pod::phase::{Event, Phase};
 use crate::pod::probe;
-use crate::pod::world::{Pulse, Stage};
+use crate::pod::world::{Pulse, Stage, Unready};
 use crate::relay::api::ControlError;
 
 /// Between two attempts of the relay to reach a VM that has answered us.
@@ -36,11 +37,7 @@ pub(crate) async fn run(life: &Life) -> Result<Box<dyn Pulse>, StepError> {
         Ok(())
     };
     let attach = async { life.attach(tunnel).await.map_err(StepError::Attach) };
-    let ready = life.step("ready", async {
-        let guest = &*life.common.world.guest;
-        Ok::<_, Infallible>(probe::reach(guest, target, tls.as_ref(), |u| life.reached(u)).await)
-    });
-    let ready = async { Ok(ready.await.unwrap_or_else(|never| match never {})) };
+    let ready = life.step("ready", reach(life, target, tls.as_ref()));
     let ((), (), pulse) = tokio::try_join!(keep, attach, ready)?;
     life.step("connect", connect(life, &vm)).await?;
     life.advance(Event::Answered, |r| {
@@ -50,6 +47,25 @@ pub(crate) async fn run(life: &Life) -> Result<Box<dyn Pulse>, StepError> {
     })
     .await?;
     Ok(pulse)
+}
+
+/// Waits until the agent has answered.
+async fn reach(
+    life: &Life,
+    target: SocketAddr,
+    tls: Option<&ClientTls>,
+) -> Result<Box<dyn Pulse>, StepError> {
+    let (guest, limit) = (&*life.common.world.guest, life.common.options.ready);
+    match timeout(limit, probe::reach(guest, target, tls, |u| life.reached(u))).await {
+        Ok(pulse) => Ok(pulse),
+        Err(_) => {
+            let record = life.record();
+            let last = record.last_error.as_deref().unwrap_or("nothing has failed");
+            let reason = format!("given up after {limit:?} (proxy-timeout); last: {last}");
+            let stage = record.stage.unwrap_or(Stage::Address);
+            Err(StepError::Unready(Unready { stage, reason }))
+        }
+    }
 }
 
 /// Has the relay make its link to the VM; opens the socket again for a relay that was restarted.
