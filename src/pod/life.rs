@@ -2,17 +2,18 @@
 
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use peerpod_providers::Vm;
+use peerpod_providers::{Candidate, Error, Kind, Vm, VmSpec};
 use peerpod_tunnel::link::tls::ClientTls;
 use peerpod_tunnel::network::{MIN_MTU, Tunnel};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use super::Common;
-use super::phase::Event;
+use super::phase::{Event, Made, Phase};
 use super::queue::Queue;
 use super::record::Record;
 use super::steps::StepError;
@@ -29,7 +30,14 @@ pub(crate) struct Life {
     disk: Queue,
     kernel: Queue,
     taken: Mutex<Taken>,
+    /// The create that was sent last, until its outcome is known.
+    flight: tokio::sync::Mutex<Option<Flight>>,
+    /// Some create has ended without telling whether it took effect.
+    unsure: AtomicBool,
 }
+
+/// A create under way; gone without an outcome only when the process ends.
+type Flight = oneshot::Receiver<Result<Vm, Error>>;
 
 /// Time taken since the last change of phase.
 #[derive(Debug)]
@@ -54,6 +62,11 @@ impl Life {
         seen: watch::Sender<Option<Arc<Record>>>,
     ) -> Self {
         common.world.observer.phase(None, Some(record.phase.name()));
+        let unsure = matches!(
+            record.phase,
+            Phase::Launching { made: Made::Perhaps, .. }
+                | Phase::Deleting { made: Made::Perhaps, .. }
+        );
         let record = Arc::new(record);
         seen.send_replace(Some(Arc::clone(&record)));
         Self {
@@ -63,7 +76,55 @@ impl Life {
             disk: Queue::default(),
             kernel: Queue::default(),
             taken: Mutex::new(Taken { since: Instant::now(), steps: Vec::new() }),
+            flight: tokio::sync::Mutex::new(None),
+            unsure: unsure.into(),
         }
+    }
+
+    /// Sends a create. It goes on to its own end even if whoever waits here does not: how it ended
+    /// tells whether there is a VM to delete, see [`Life::landed`].
+    pub(crate) async fn create(&self, spec: &VmSpec, candidate: &Candidate) -> Result<Vm, Error> {
+        let (provider, spec) = (Arc::clone(&self.common.world.provider), spec.clone());
+        let (candidate, shutdown) = (candidate.clone(), self.common.shutdown.clone());
+        let (tell, outcome) = oneshot::channel();
+        let mut flight = self.flight.lock().await;
+        self.common.tracker.spawn("create VM", async move {
+            // A process that ends leaves the outcome to its successor, which repeats the call.
+            if let Some(done) =
+                shutdown.run_until_cancelled(provider.create(&spec, &candidate)).await
+            {
+                let _ = tell.send(done);
+            }
+        });
+        let done = flight.insert(outcome).await;
+        *flight = None;
+        let Ok(done) = done else { return std::future::pending().await };
+        self.judge(&done);
+        done
+    }
+
+    fn judge(&self, done: &Result<Vm, Error>) {
+        if done.as_ref().is_err_and(|e| matches!(e.kind, Kind::Unavailable | Kind::Other)) {
+            self.unsure.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a create may yet take effect of which nobody has told the outcome.
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.unsure.load(Ordering::Relaxed)
+    }
+
+    /// Waits for the outcome of a create that was under way when its start was dropped; then whether
+    /// there is a VM is known, unless [`Life::is_unsure`].
+    pub(crate) async fn landed(&self) {
+        let mut flight = self.flight.lock().await;
+        if let Some(outcome) = flight.as_mut() {
+            match outcome.await {
+                Ok(done) => self.judge(&done),
+                Err(_) => std::future::pending().await,
+            }
+        }
+        *flight = None;
     }
 
     /// The record as it is now.
@@ -83,7 +144,8 @@ impl Life {
         let old = self.record();
         let next = old.phase.after(event)?.ok_or(StepError::Ended)?;
         let changed = next.name() != old.phase.name();
-        if let Some(vm) = next.vm() {
+        // Once: a span's field that is recorded again is printed twice.
+        if let (None, Some(vm)) = (old.phase.vm(), next.vm()) {
             tracing::Span::current().record("vm", vm.native_id.as_str());
         }
         let now = self.common.world.clock.now_ms();

@@ -2,7 +2,7 @@
 
 use peerpod_providers::error::Advice;
 use peerpod_providers::retry::{Backoff, Policy};
-use peerpod_providers::{Candidate, Error, Kind, Vm, VmSpec};
+use peerpod_providers::{Candidate, Vm, VmSpec};
 use tokio::sync::SemaphorePermit;
 use tokio::time::{Instant, sleep};
 
@@ -23,19 +23,18 @@ pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
         _ => 0,
     };
     let _slot = slot(life).await;
-    let mut walk = Walk { unknown: false };
     let mut last = StepError::NoCandidate;
     for (number, candidate) in (0u32..).zip(&record.machine.candidates) {
         if number < first {
             continue;
         }
         life.advance(Event::Attempt(number), |_| {}).await?;
-        match walk.attempt(life, &record.machine.spec, candidate).await {
+        match attempt(life, &record.machine.spec, candidate).await {
             Ok(vm) => {
                 life.enter(Event::Made(vm.clone()))?;
                 return Ok(vm);
             }
-            Err((error, advice)) => last = walk.refused(life, error, advice)?,
+            Err((error, advice)) => last = refused(life, error, advice)?,
         }
     }
     Err(last)
@@ -53,65 +52,46 @@ async fn slot(life: &Life) -> Option<SemaphorePermit<'_>> {
     creates.acquire().await.ok()
 }
 
-struct Walk {
-    /// A create was sent whose outcome nobody knows.
-    unknown: bool,
-}
-
-impl Walk {
-    /// One candidate, repeated as long as that may help.
-    async fn attempt(
-        &mut self,
-        life: &Life,
-        spec: &VmSpec,
-        candidate: &Candidate,
-    ) -> Result<Vm, (StepError, Advice)> {
-        let world = &life.common.world;
-        let policy = Policy {
-            attempts: ATTEMPTS,
-            limit: life.common.options.start_deadline,
-            ..Policy::default()
+/// One candidate, repeated as long as that may help.
+async fn attempt(
+    life: &Life,
+    spec: &VmSpec,
+    candidate: &Candidate,
+) -> Result<Vm, (StepError, Advice)> {
+    let world = &life.common.world;
+    let policy = Policy {
+        attempts: ATTEMPTS,
+        limit: life.common.options.start_deadline,
+        ..Policy::default()
+    };
+    let (begin, mut backoff) = (Instant::now(), Backoff::new(policy));
+    loop {
+        let error = match life.step("create", life.create(spec, candidate)).await {
+            Ok(vm) => return Ok(vm),
+            Err(error) => error,
         };
-        let (begin, mut backoff) = (Instant::now(), Backoff::new(policy));
-        loop {
-            let error = match life.step("create", world.provider.create(spec, candidate)).await {
-                Ok(vm) => return Ok(vm),
-                Err(error) => error,
-            };
-            world.observer.provider_error("create", error.kind.as_str());
-            self.unknown |= is_unknown(&error);
-            let random = f64::from(world.random.next()) / (f64::from(u32::MAX) + 1.0);
-            match backoff.after(error.kind, begin.elapsed(), random) {
-                Some(wait) => sleep(wait).await,
-                None => {
-                    let (advice, attempts) = (error.kind.advice(), backoff.failed());
-                    let place = place(candidate);
-                    return Err((StepError::Create { place, attempts, source: error }, advice));
-                }
+        world.observer.provider_error("create", error.kind.as_str());
+        let random = f64::from(world.random.next()) / (f64::from(u32::MAX) + 1.0);
+        match backoff.after(error.kind, begin.elapsed(), random) {
+            Some(wait) => sleep(wait).await,
+            None => {
+                let (advice, attempts) = (error.kind.advice(), backoff.failed());
+                let place = place(candidate);
+                return Err((StepError::Create { place, attempts, source: error }, advice));
             }
         }
     }
-
-    /// Notes that a candidate has failed; `Ok` when the next one may be tried.
-    fn refused(
-        &self,
-        life: &Life,
-        error: StepError,
-        advice: Advice,
-    ) -> Result<StepError, StepError> {
-        if !self.unknown {
-            life.enter(Event::Refused)?;
-        }
-        match advice {
-            Advice::NextCandidate => Ok(error),
-            Advice::Repeat(_) | Advice::Stop => Err(error),
-        }
-    }
 }
 
-/// Whether the create may have had, or may yet have, an effect.
-fn is_unknown(error: &Error) -> bool {
-    matches!(error.kind, Kind::Unavailable | Kind::Other)
+/// Notes that a candidate has failed; `Ok` when the next one may be tried.
+fn refused(life: &Life, error: StepError, advice: Advice) -> Result<StepError, StepError> {
+    if !life.is_unsure() {
+        life.enter(Event::Refused)?;
+    }
+    match advice {
+        Advice::NextCandidate => Ok(error),
+        Advice::Repeat(_) | Advice::Stop => Err(error),
+    }
 }
 
 fn place(candidate: &Candidate) -> String {

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use peerpod_providers::{Deletion, Kind};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -16,6 +17,9 @@ const SAVE: Duration = Duration::from_millis(250);
 /// First wait before something is tried again, and the longest one.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30);
+
+/// How long a create that is under way is waited for before its VM is deleted.
+const IN_FLIGHT: Duration = Duration::from_secs(20);
 
 /// What has been done of an end.
 #[derive(Debug, Default)]
@@ -109,11 +113,16 @@ async fn again(life: &Life, done: &Done) {
 async fn machine(life: &Life) {
     let record = life.record();
     let Phase::Deleting { made, .. } = &record.phase else { return };
-    let settle = match made {
+    let mut settle = match made {
         Made::Nothing => return,
         Made::Parts | Made::Known(_) => Duration::ZERO,
         Made::Perhaps => life.common.options.settle,
     };
+    let mut landed = std::pin::pin!(life.landed().fuse());
+    // A delete in the middle of a create makes its answer worth nothing.
+    if timeout(IN_FLIGHT, &mut landed).await.is_ok() && !life.is_unsure() {
+        settle = Duration::ZERO;
+    }
     let mut gone_since = None;
     let mut wait = FIRST;
     loop {
@@ -130,8 +139,13 @@ async fn machine(life: &Life) {
             }
         }
         let left = gone_since.map(|since: Instant| settle.saturating_sub(since.elapsed()));
-        sleep(wait.min(left.filter(|l| !l.is_zero()).unwrap_or(wait))).await;
-        wait = (wait * 2).min(LONGEST);
+        tokio::select! {
+            () = sleep(wait.min(left.filter(|l| !l.is_zero()).unwrap_or(wait))) => {
+                wait = (wait * 2).min(LONGEST);
+            }
+            // From now on nothing new comes of it.
+            () = &mut landed => gone_since = None,
+        }
     }
 }
 

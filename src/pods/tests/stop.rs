@@ -123,6 +123,23 @@ async fn stop_during_a_create_cancels_it_and_whatever_comes_of_it_later_is_delet
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_create_that_answers_after_the_stop_leaves_no_doubt_to_wait_for() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    site.provider.script_next(Operation::Create, Fault::Delay(seconds(7)));
+    daemon.create("s1").await.expect("created");
+    let start = daemon.starting("s1");
+    until("sent", || site.creates() >= 1).await;
+    let begin = Instant::now();
+    daemon.stop("s1").await.expect("stopped");
+    start.await.expect("joins").expect_err("cancelled");
+    site.until_nothing_is_left().await;
+    assert!(begin.elapsed() >= seconds(7), "the create's own answer is waited for");
+    assert!(begin.elapsed() < site.options.settle, "{:?}", begin.elapsed());
+    assert!(site.provider.vms().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_vm_that_the_list_still_has_is_deleted_again_after_gone_was_said() {
     let site = Site::new();
     let daemon = site.daemon().await;
