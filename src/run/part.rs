@@ -18,6 +18,10 @@ use super::process::{Process, ProcessError};
 
 /// Pauses before a new start: the first, doubled up to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// A child that lived that long has served, so it is missed: its next pause is at most `MISSED`, and
+/// a shim's StopVM, which waits one second, mostly still finds a successor.
+const SERVED: Duration = Duration::from_millis(250);
+const MISSED: Duration = Duration::from_millis(500);
 /// A child that lived that long was well; it is started anew at once.
 const WELL: Duration = Duration::from_secs(10);
 /// Exit code of a child that says a setting cannot be used.
@@ -106,9 +110,11 @@ impl Part {
                 tracing::error!(part = self.role, "a setting cannot be used; not started again");
                 return;
             }
-            if began.elapsed() >= WELL {
-                pause = Duration::ZERO;
-            }
+            pause = match began.elapsed() {
+                lived if lived >= WELL => Duration::ZERO,
+                lived if lived >= SERVED => pause.min(MISSED),
+                _ => pause,
+            };
             tracing::warn!(part = self.role, ?code, ?pause, "ended; it is started anew");
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
