@@ -1,6 +1,12 @@
-//! What the integration tests share.
+//! What the integration tests share: a lab with a daemon in it, and questions about it.
+
+pub mod bed;
+pub mod stream;
 
 use std::path::PathBuf;
+
+pub use bed::Bed;
+pub use stream::Stream;
 
 /// The top of the checkout.
 pub fn top() -> PathBuf {
@@ -8,4 +14,13 @@ pub fn top() -> PathBuf {
     dir.pop();
     dir.pop();
     dir
+}
+
+/// Whether the test may make namespaces as root; says SKIP otherwise.
+pub fn root(test: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        println!("SKIP {test}: needs root to make network namespaces");
+    }
+    root
 }
