@@ -74,6 +74,11 @@ impl Lab {
         self.dir.path().join("pod")
     }
 
+    /// Of another pod, if a test has one.
+    fn other_path(&self) -> PathBuf {
+        self.dir.path().join("other")
+    }
+
     fn podns(&self) -> PathBuf {
         self.dir.path().join("podns")
     }
@@ -169,8 +174,9 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let _ = Netns::unpersist(&self.pod_path());
-        let _ = Netns::unpersist(&self.podns());
+        for path in [self.pod_path(), self.other_path(), self.podns()] {
+            let _ = Netns::unpersist(&path);
+        }
     }
 }
 
@@ -444,6 +450,105 @@ fn a_vni_in_use_is_refused_and_nothing_stays_behind() {
             Ok(())
         })
         .unwrap();
+}
+
+#[test]
+fn devices_stand_in_the_pods_namespaces_and_their_sockets_in_the_hosts() {
+    if !root("devices_stand_in_the_pods_namespaces_and_their_sockets_in_the_hosts") {
+        return;
+    }
+    let plan = V4.plan();
+    let lab = Lab::new(&plan);
+    let (tunnel, guest) = lab.tunnel(&plan, 600_009);
+    // Hosts that have links of the same names are no obstacle.
+    for (ns, name) in [(&lab.worker, "vxlan1"), (&lab.vm, "eth0")] {
+        ns.handle().unwrap().add_link(&NewLink::Bridge { name }).unwrap();
+    }
+    lab.attach(&tunnel, &guest);
+    let has_socket = |ns: &Netns| {
+        let read = || -> Result<String, Error> {
+            Ok(std::fs::read_to_string("/proc/thread-self/net/udp").unwrap())
+        };
+        ns.run(read).unwrap().contains(&format!(":{PORT:04X} "))
+    };
+    let podns = lab.podns_ns();
+    for (host, pod, name) in [(&lab.worker, &lab.pod, "vxlan1"), (&lab.vm, &podns, "eth0")] {
+        assert!(has_socket(host) && !has_socket(pod), "{name}");
+        assert!(pod.handle().unwrap().link(name).unwrap().vxlan.is_some(), "{name}");
+        let links = host.handle().unwrap().links().unwrap();
+        assert!(links.iter().all(|l| l.vxlan.is_none()), "{links:?}");
+    }
+    echo(&podns, &lab.worker, at("10.244.0.5/24", 80), 1000).expect("into the pod");
+    lab.worker.run(|| network::detach(&tunnel)).map_err(show).unwrap();
+    assert!(lab.worker.handle().unwrap().link("vxlan1").is_ok(), "the host's own stays");
+}
+
+#[test]
+fn one_pods_detach_leaves_the_others_tunnel_and_filter() {
+    if !root("one_pods_detach_leaves_the_others_tunnel_and_filter") {
+        return;
+    }
+    let plan = V4.plan();
+    let lab = Lab::new(&plan);
+    let (tunnel, guest) = lab.tunnel(&plan, 600_011);
+    let pod = Netns::create().unwrap();
+    pod.handle().unwrap().add_link(&NewLink::Bridge { name: "eth0" }).unwrap();
+    let path = lab.other_path();
+    pod.persist(&path).unwrap();
+    let other = Tunnel {
+        sandbox: "other".to_owned(),
+        vni: 600_012,
+        netns: path,
+        netns_id: pod.id().unwrap(),
+        ..tunnel.clone()
+    };
+    lab.attach(&tunnel, &guest);
+    lab.worker.run(|| network::attach(&other)).map_err(show).unwrap();
+    for _ in 0..2 {
+        lab.worker.run(|| network::detach(&other)).map_err(show).unwrap();
+        let wrong = lab.worker.run(|| network::verify(&tunnel)).map_err(show).unwrap();
+        assert_eq!(wrong, Vec::<String>::new());
+    }
+    let owners = lab.worker.run(|| network::leftovers(&BTreeSet::new())).unwrap();
+    assert_eq!(owners.len(), 1, "{owners:?}");
+    echo(&lab.podns_ns(), &lab.worker, at("10.244.0.5/24", 80), 1000).expect("into the pod");
+}
+
+#[test]
+fn what_a_killed_attach_has_left_is_replaced() {
+    if !root("what_a_killed_attach_has_left_is_replaced") {
+        return;
+    }
+    let plan = V4.plan();
+    let lab = Lab::new(&plan);
+    let (tunnel, guest) = lab.tunnel(&plan, 600_010);
+    let vxlan = peerpod_netlink::Vxlan { vni: tunnel.vni, remote: tunnel.vm, port: PORT };
+    let (worker, pod) = (lab.worker.handle().unwrap(), lab.pod.handle().unwrap());
+    let mark = "peerpod:sandbox-600010";
+    let inside = (&lab.pod, &pod);
+    type Leave<'a> = (&'a str, &'a dyn Fn() -> Io);
+    let cases: [Leave<'_>; 3] = [
+        ("not marked yet", &|| worker.add_vxlan_in(inside, "vxlan1", vxlan, "")),
+        ("not named yet", &|| worker.add_vxlan_in(inside, "ppvx600010", vxlan, "")),
+        ("of an earlier version", &|| {
+            worker.add_link(&NewLink::Vxlan { name: "ppvx600010", vxlan, alias: mark })
+        }),
+    ];
+    for (what, leave) in cases {
+        for repair in [true, false] {
+            leave().expect(what);
+            if repair {
+                lab.attach(&tunnel, &guest);
+                let wrong = lab.worker.run(|| network::verify(&tunnel)).map_err(show).unwrap();
+                assert_eq!(wrong, Vec::<String>::new(), "{what}");
+            }
+            lab.worker.run(|| network::detach(&tunnel)).map_err(show).unwrap();
+            for ns in [&lab.worker, &lab.pod] {
+                let links = ns.handle().unwrap().links().unwrap();
+                assert!(links.iter().all(|l| l.vxlan.is_none()), "{what}: {links:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The kernel's network objects by netlink alone: namespaces, links, addresses, routes, neighbours
 //! and nftables. One short method per kernel operation, blocking (each takes well under a
-//! millisecond), on a socket that stays in the namespace it was made in. No program is executed.
+//! millisecond, a deletion some 10 to 40), on a socket that stays in the namespace it was made in.
+//! No program is executed.
 
 pub mod address;
 pub mod error;

@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 use peerpod_netlink::Error;
 use peerpod_netlink::nft::expression::{Base, Compare, Meta, Rule, Verdict};
-use peerpod_netlink::nft::{Batch, Chain, Counter, Family, Hook, Nft, Set, Table};
+use peerpod_netlink::nft::{Batch, Chain, Committed, Counter, Family, Hook, Nft, Set, Table};
 
 const TABLE: Table<'static> = Table { family: Family::Inet, name: "peerpod" };
 const VNIS: &str = "vnis";
@@ -67,31 +67,39 @@ pub(super) fn allow(key: Key, source: IpAddr, owner: &str) -> Result<(), Error> 
     let add = |batch: Batch| {
         batch.element(TABLE, VNIS, &key.bytes(), owner).element(TABLE, set, &bytes, owner)
     };
-    match add(Batch::new()).send("let the VM in") {
-        Err(e) if e.is_absent() => add(with_table(Batch::new())).send("make the source filter"),
-        other => other,
+    // Looking first: the kernel takes some 10 ms to undo a batch that fails.
+    if exists()? {
+        add(Batch::new()).send("let the VM in")
+    } else {
+        add(with_table(Batch::new())).send("make the source filter")
     }
 }
 
 /// Takes back what [`allow`] gave for the key, whoever had it; the table goes with its last entry.
-pub(super) fn revoke(key: Key) -> Result<(), Error> {
+/// What is returned is better dropped last.
+pub(super) fn revoke(key: Key) -> Result<Option<Committed>, Error> {
     let _one = TABLE_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     if !exists()? {
-        return Ok(());
+        return Ok(None);
     }
     let mut batch = Batch::new();
+    let (mut mine, mut others) = (false, false);
     for set in [VMS4, VMS6, VNIS] {
         for (bytes, _) in Nft::elements(TABLE, set)? {
             if Key::read(&bytes) == Some(key) {
                 batch = batch.delete_element(TABLE, set, &bytes);
+                mine = true;
+            } else {
+                others |= set == VNIS;
             }
         }
     }
-    batch.send("shut the VM out")?;
-    if Nft::elements(TABLE, VNIS)?.is_empty() {
-        Batch::new().delete_table(TABLE).send("take the source filter away")?;
+    match (mine, others) {
+        (_, false) => Batch::new().delete_table(TABLE).commit("take the source filter away"),
+        (true, true) => batch.commit("shut the VM out"),
+        (false, true) => return Ok(None),
     }
-    Ok(())
+    .map(Some)
 }
 
 /// Whether exactly `source` may speak for the key.

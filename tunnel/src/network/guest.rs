@@ -5,14 +5,13 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use peerpod_netlink::{Error, Handle, Netns, NewLink, Route as KernelRoute, Vxlan};
+use peerpod_netlink::{Error, Handle, Netns, Route as KernelRoute, Vxlan};
 
 use super::worker::{allow_worker, revoke_worker};
 use super::{MacText, MtuError, Neighbor, Route, inner_mtu, mark};
 
 /// Owner mark of the device in the VM.
 const OWNER: &str = "podvm";
-const TRANSIT: &str = "vxlan0";
 
 /// What the VM is told about the pod's network.
 #[derive(Clone, Debug)]
@@ -140,18 +139,16 @@ fn build(
 ) -> Result<(), GuestError> {
     allow_worker((guest.port, guest.vni), underlay.worker)?;
     let handle = Handle::here()?;
-    handle.delete_link(TRANSIT)?;
     let vxlan = Vxlan { vni: guest.vni, remote: underlay.worker, port: guest.port };
-    handle.add_link(&NewLink::Vxlan { name: TRANSIT, vxlan, alias: &mark(OWNER) })?;
-    handle.set_mac(TRANSIT, guest.mac.0)?;
-    handle.set_mtu(TRANSIT, mtu)?;
-    handle.move_link(TRANSIT, podns, &guest.interface)?;
-    podns.run(|| configure(guest))
+    let there = podns.handle()?;
+    handle.add_vxlan_in((podns, &there), &guest.interface, vxlan, &mark(OWNER))?;
+    configure(guest, &there, mtu)
 }
 
-fn configure(guest: &GuestNetwork) -> Result<(), GuestError> {
-    let handle = Handle::here()?;
+fn configure(guest: &GuestNetwork, handle: &Handle, mtu: u32) -> Result<(), GuestError> {
     let name = &guest.interface;
+    handle.set_mac(name, guest.mac.0)?;
+    handle.set_mtu(name, mtu)?;
     for address in &guest.addresses {
         // The routes that the worker has sent are all the pod has; the kernel adds none.
         handle.add_lone_address(name, *address)?;
@@ -177,7 +174,6 @@ pub fn teardown(guest: &GuestNetwork) -> Result<(), GuestError> {
         Ok(podns) => podns.run(|| clear_interface(guest)),
         Err(_) => Ok(()),
     };
-    Handle::here()?.delete_link(TRANSIT)?;
     revoke_worker((guest.port, guest.vni))?;
     inside
 }

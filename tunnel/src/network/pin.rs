@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 use peerpod_netlink::nft::expression::{Base, Compare, Meta, Rule, Verdict};
-use peerpod_netlink::nft::{Batch, Chain, Counter, Family, Hook, Nft, Table};
+use peerpod_netlink::nft::{Batch, Chain, Committed, Counter, Family, Hook, Nft, Table};
 use peerpod_netlink::{Error, Mac};
 
 use super::Tunnel;
@@ -27,9 +27,12 @@ pub(super) fn set(tunnel: &Tunnel, device: &str, pod: u32, vm: u32) -> Result<()
         hook: Some((Hook::Ingress(device), 0)),
         drop_by_default: false,
     };
-    let mut batch = Batch::new()
-        .table(TABLE)
-        .delete_table(TABLE)
+    let mut batch = Batch::new();
+    // Only where there is something: a deletion is waited for, some 10 ms.
+    if exists()? {
+        batch = batch.delete_table(TABLE);
+    }
+    batch = batch
         .new_table(TABLE)
         .chain(TABLE, ingress("from_pod", &tunnel.interface))
         .chain(TABLE, ingress("from_vm", device))
@@ -44,14 +47,21 @@ pub(super) fn set(tunnel: &Tunnel, device: &str, pod: u32, vm: u32) -> Result<()
     batch.send("forward and pin")
 }
 
-/// Takes the table away; absent is success.
-pub(super) fn clear() -> Result<(), Error> {
-    Batch::new().table(TABLE).delete_table(TABLE).send("stop forwarding")
+/// Takes the table away; absent is success. What is returned is better dropped last.
+pub(super) fn clear() -> Result<Option<Committed>, Error> {
+    if !exists()? {
+        return Ok(None);
+    }
+    Batch::new().delete_table(TABLE).commit("stop forwarding").map(Some)
+}
+
+fn exists() -> Result<bool, Error> {
+    Ok(Nft::tables(Family::Netdev)?.iter().any(|t| t == TABLE.name))
 }
 
 /// Whether the table has every rule of the tunnel.
 pub(super) fn stands(tunnel: &Tunnel) -> Result<bool, Error> {
-    if !Nft::tables(Family::Netdev)?.iter().any(|t| t == TABLE.name) {
+    if !exists()? {
         return Ok(false);
     }
     let from_vm = Nft::counters(TABLE, "from_vm")?.len();

@@ -21,7 +21,7 @@ pub enum VniError {
 }
 
 /// Ids that the kernel has in the calling thread's namespace: of VXLAN devices there, and of
-/// tunnels of ours whose devices have moved into their pods' namespaces.
+/// tunnels of ours whose devices stand in their pods' namespaces.
 ///
 /// # Errors
 /// When the kernel refuses the dump.

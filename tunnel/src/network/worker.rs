@@ -4,15 +4,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use peerpod_netlink::nft::Counter;
-use peerpod_netlink::{Error, Handle, Link, Netns, NewLink, Vxlan};
+use peerpod_netlink::nft::{Committed, Counter};
+use peerpod_netlink::{Error, Handle, Link, Netns, Vxlan};
 
 use super::guard::{self, Key};
 use super::{Tunnel, mark, pin};
 
 /// Name of the device in the pod's namespace, as upstream has it.
 const DEVICE: &str = "vxlan1";
-/// Names of devices that are on their way into a pod's namespace.
+/// How names of devices begin that are not in their place: earlier versions made them in the host's
+/// namespace, and some kernels want another name before the device gets its own.
 const TRANSIT: &str = "ppvx";
 
 /// A step of the tunnel that failed.
@@ -48,9 +49,9 @@ pub enum TunnelError {
         /// The kernel's refusal.
         source: Error,
     },
-    /// The host's namespace could not be entered.
-    #[error("host namespace: {0}")]
-    Host(#[from] Error),
+    /// The pod's namespace could not be entered.
+    #[error(transparent)]
+    Enter(#[from] Error),
     /// Some steps of taking it down failed; the others were done.
     #[error("tunnel of sandbox {sandbox} is not all gone: {}", .reasons.join("; "))]
     Remains {
@@ -86,6 +87,10 @@ impl Tunnel {
 
     fn vxlan(&self) -> Vxlan {
         Vxlan { vni: self.vni, remote: self.vm, port: self.port }
+    }
+
+    fn transit(&self) -> String {
+        format!("{TRANSIT}{}", self.vni)
     }
 
     fn netns_error(&self, reason: impl ToString) -> TunnelError {
@@ -129,32 +134,41 @@ fn try_attach(tunnel: &Tunnel) -> Result<(), TunnelError> {
     let netns = tunnel.open()?;
     guard::allow(tunnel.key(), tunnel.vm, &tunnel.sandbox)
         .map_err(tunnel.step("let the VM's address in"))?;
-    let there = netns.run(|| keep_or_remove(tunnel)).map_err(tunnel.step("look for vxlan1"))?;
-    if !there {
-        make_device(tunnel, &netns)?;
-    }
-    netns.run(|| wire(tunnel)).map_err(tunnel.step("forward between the interfaces"))
+    let host = Handle::here().map_err(tunnel.step("open netlink"))?;
+    let netns = &netns;
+    netns.run(move || {
+        let pod = Handle::here().map_err(tunnel.step("open netlink in the namespace"))?;
+        if !keep_or_remove(tunnel, &pod).map_err(tunnel.step("look for vxlan1"))? {
+            make_device(tunnel, &host, netns, &pod)?;
+        }
+        wire(tunnel, &pod).map_err(tunnel.step("forward between the interfaces"))
+    })
 }
 
-/// Whether the device stands as it should; one of ours that does not is removed.
-fn keep_or_remove(tunnel: &Tunnel) -> Result<bool, Error> {
-    let handle = Handle::here()?;
-    match handle.link(DEVICE) {
+/// Whether the device stands as it should; one that does not is removed.
+fn keep_or_remove(tunnel: &Tunnel, pod: &Handle) -> Result<bool, Error> {
+    match pod.link(DEVICE) {
         Err(e) if e.is_absent() => Ok(false),
         Err(e) => Err(e),
         Ok(link) if tunnel.is_ours(&link) && link.vxlan == Some(tunnel.vxlan()) => Ok(true),
-        Ok(_) => handle.delete_link(DEVICE).map(|()| false),
+        Ok(_) => pod.delete_link(DEVICE).map(|()| false),
     }
 }
 
-fn make_device(tunnel: &Tunnel, netns: &Netns) -> Result<(), TunnelError> {
-    let handle = Handle::here().map_err(tunnel.step("open netlink"))?;
-    let name = format!("{TRANSIT}{}", tunnel.vni);
-    // A device of that name can only be what a killed attach of this very VNI has left.
-    handle.delete_link(&name).map_err(tunnel.step("remove an earlier device"))?;
-    let alias = mark(&tunnel.sandbox);
-    let new = NewLink::Vxlan { name: &name, vxlan: tunnel.vxlan(), alias: &alias };
-    match handle.add_link(&new) {
+/// Makes the device in the pod's namespace with its socket in the host's.
+fn make_device(
+    tunnel: &Tunnel,
+    host: &Handle,
+    netns: &Netns,
+    pod: &Handle,
+) -> Result<(), TunnelError> {
+    for handle in [host, pod] {
+        // A device of that name can only be what a killed attach of this very VNI has left.
+        let gone = handle.delete_link(&tunnel.transit());
+        gone.map_err(tunnel.step("remove an earlier device"))?;
+    }
+    match host.add_vxlan_in((netns, pod), DEVICE, tunnel.vxlan(), &mark(&tunnel.sandbox)) {
+        // No device of that name is in the namespace, so it is the VNI that is taken.
         Err(e) if e.is_exists() => {
             return Err(TunnelError::VniTaken {
                 sandbox: tunnel.sandbox.clone(),
@@ -164,16 +178,14 @@ fn make_device(tunnel: &Tunnel, netns: &Netns) -> Result<(), TunnelError> {
         }
         other => other.map_err(tunnel.step("make the VXLAN device"))?,
     }
-    handle.set_mtu(&name, tunnel.mtu).map_err(tunnel.step("set the MTU"))?;
-    handle.move_link(&name, netns, DEVICE).map_err(tunnel.step("move the VXLAN device"))
+    pod.set_mtu(DEVICE, tunnel.mtu).map_err(tunnel.step("set the MTU"))
 }
 
-fn wire(tunnel: &Tunnel) -> Result<(), Error> {
-    let handle = Handle::here()?;
-    let (pod, vm) = (handle.link(&tunnel.interface)?, handle.link(DEVICE)?);
+fn wire(tunnel: &Tunnel, pod: &Handle) -> Result<(), Error> {
+    let (interface, vm) = (pod.link(&tunnel.interface)?, pod.link(DEVICE)?);
     if !(vm.up && pin::stands(tunnel)?) {
-        pin::set(tunnel, DEVICE, pod.index, vm.index)?;
-        handle.set_up(DEVICE, true)?;
+        pin::set(tunnel, DEVICE, interface.index, vm.index)?;
+        pod.set_up(DEVICE, true)?;
     }
     Ok(())
 }
@@ -184,27 +196,51 @@ fn wire(tunnel: &Tunnel) -> Result<(), Error> {
 /// # Errors
 /// [`TunnelError::Remains`] with everything that could not be taken away.
 pub fn detach(tunnel: &Tunnel) -> Result<(), TunnelError> {
-    let mut reasons = Vec::new();
-    if let Ok(netns) = tunnel.open() {
-        let mut note =
-            |result: Result<(), Error>| reasons.extend(result.err().map(|e| e.to_string()));
-        note(netns.run(pin::clear));
-        note(netns.run(|| keep_or_remove(tunnel).and_then(|_| remove(tunnel, DEVICE))));
+    let mut failed = Failed::default();
+    let netns = tunnel.open().ok();
+    // Nothing arrives any more before the filters go. The device, which takes the kernel longest,
+    // goes last: what the filters have left is freed meanwhile.
+    let stopped = netns.and_then(|n| failed.note(n.run(stop)));
+    let _shut_out = failed.note(guard::revoke(tunnel.key()));
+    if let Some((pod, cleared)) = &stopped {
+        failed.note(cleared.as_ref());
+        failed.note(pod.delete_link(DEVICE));
+        failed.note(pod.delete_link(&tunnel.transit()));
     }
-    let transit = format!("{TRANSIT}{}", tunnel.vni);
-    for result in [remove(tunnel, &transit), guard::revoke(tunnel.key())] {
-        reasons.extend(result.err().map(|e| e.to_string()));
-    }
-    if reasons.is_empty() {
+    failed.note(remove_transit(tunnel));
+    if failed.0.is_empty() {
         return Ok(());
     }
-    Err(TunnelError::Remains { sandbox: tunnel.sandbox.clone(), reasons })
+    Err(TunnelError::Remains { sandbox: tunnel.sandbox.clone(), reasons: failed.0 })
 }
 
-fn remove(tunnel: &Tunnel, name: &str) -> Result<(), Error> {
-    let handle = Handle::here()?;
-    match handle.link(name) {
-        Ok(link) if tunnel.is_ours(&link) => handle.delete_link(name),
+/// Why steps of taking a tunnel down failed.
+#[derive(Debug, Default)]
+struct Failed(Vec<String>);
+
+impl Failed {
+    fn note<T>(&mut self, result: Result<T, impl ToString>) -> Option<T> {
+        result.map_err(|e| self.0.push(e.to_string())).ok()
+    }
+}
+
+/// Sets the device down and takes the forwarding away, in the pod's namespace. Whether the latter
+/// worked is told beside the handle with which the device can be removed all the same.
+fn stop() -> Result<(Handle, Result<Option<Committed>, Error>), Error> {
+    let pod = Handle::here()?;
+    let down = match pod.set_up(DEVICE, false) {
+        Err(e) if !e.is_absent() => Err(e),
+        _ => Ok(()),
+    };
+    let cleared = pin::clear();
+    Ok((pod, down.and(cleared)))
+}
+
+/// Of the host's namespace only what carries the sandbox's mark.
+fn remove_transit(tunnel: &Tunnel) -> Result<(), Error> {
+    let (handle, name) = (Handle::here()?, tunnel.transit());
+    match handle.link(&name) {
+        Ok(link) if tunnel.is_ours(&link) => handle.delete_link(&name),
         Err(e) if !e.is_absent() => Err(e),
         _ => Ok(()),
     }
@@ -258,7 +294,7 @@ pub fn counters(tunnel: &Tunnel) -> Result<Counters, TunnelError> {
 /// Something of ours in the host's namespace that no sandbox owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leftover {
-    /// A VXLAN device that never reached its pod.
+    /// A VXLAN device that never reached its pod, of an earlier version.
     Device {
         /// Its name.
         name: String,
@@ -304,7 +340,9 @@ pub fn leftovers(known: &BTreeSet<String>) -> Result<Vec<Leftover>, Error> {
 pub fn remove_leftover(leftover: &Leftover) -> Result<(), Error> {
     match leftover {
         Leftover::Device { name, .. } => Handle::here()?.delete_link(name),
-        Leftover::Guard { port, vni, .. } => guard::revoke(Key { port: *port, vni: *vni }),
+        Leftover::Guard { port, vni, .. } => {
+            guard::revoke(Key { port: *port, vni: *vni }).map(drop)
+        }
     }
 }
 
@@ -315,5 +353,5 @@ pub(super) fn allow_worker(key: (u16, u32), worker: IpAddr) -> Result<(), Error>
 
 /// Takes back what [`allow_worker`] gave.
 pub(super) fn revoke_worker(key: (u16, u32)) -> Result<(), Error> {
-    guard::revoke(Key { port: key.0, vni: key.1 })
+    guard::revoke(Key { port: key.0, vni: key.1 }).map(drop)
 }

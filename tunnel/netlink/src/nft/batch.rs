@@ -2,6 +2,7 @@
 
 use std::io;
 
+use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::attribute::Attributes;
@@ -66,6 +67,14 @@ pub struct Batch {
     bytes: Vec<u8>,
     count: u32,
     sets: u32,
+}
+
+/// A batch that holds. What it has deleted, the kernel frees a little later, and closing a netfilter
+/// socket of the namespace waits for that, some 10 ms: so does dropping this. With other things to
+/// do, keep it meanwhile.
+#[derive(Debug)]
+pub struct Committed {
+    _socket: Socket,
 }
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -179,11 +188,20 @@ impl Batch {
         self
     }
 
-    /// Sends the batch to the namespace of the calling thread and waits for the verdict.
+    /// Sends the batch to the namespace of the calling thread and waits for the verdict, and until
+    /// what it deletes has been freed.
     ///
     /// # Errors
     /// The first refusal; nothing of the batch has happened then.
-    pub fn send(mut self, operation: &str) -> Result<(), Error> {
+    pub fn send(self, operation: &str) -> Result<(), Error> {
+        self.commit(operation).map(drop)
+    }
+
+    /// The same without waiting for anything to be freed.
+    ///
+    /// # Errors
+    /// As [`Batch::send`].
+    pub fn commit(mut self, operation: &str) -> Result<Committed, Error> {
         self.mark(0x11);
         let socket = socket::open(NETLINK_NETFILTER)?;
         let sent = socket.send(&self.bytes, 0);
@@ -205,7 +223,7 @@ impl Batch {
                 }
             }
         }
-        Ok(())
+        Ok(Committed { _socket: socket })
     }
 
     fn mark(&mut self, kind: u16) {

@@ -10,5 +10,5 @@ mod batch;
 mod dump;
 pub mod expression;
 
-pub use batch::{Batch, Chain, Family, Hook, Set, Table};
+pub use batch::{Batch, Chain, Committed, Family, Hook, Set, Table};
 pub use dump::{Counter, Nft};
