@@ -99,8 +99,9 @@ pub fn setup(guest: &GuestNetwork) -> Result<Underlay, GuestError> {
     let underlay = underlay(guest)?;
     let mtu = inner_mtu(guest.mtu, underlay.mtu, underlay.worker)?;
     let podns = open_podns(guest)?;
-    podns.run(|| clear_interface(guest))?;
-    let done = build(guest, underlay, &podns, mtu);
+    let inside = podns.handle()?;
+    clear_interface(guest, &inside)?;
+    let done = build(guest, underlay, (&podns, &inside), mtu);
     if done.is_err() {
         let _ = teardown(guest);
     }
@@ -117,8 +118,7 @@ fn open_podns(guest: &GuestNetwork) -> Result<Netns, GuestError> {
     Ok(netns)
 }
 
-fn clear_interface(guest: &GuestNetwork) -> Result<(), GuestError> {
-    let handle = Handle::here()?;
+fn clear_interface(guest: &GuestNetwork, handle: &Handle) -> Result<(), GuestError> {
     match handle.link(&guest.interface) {
         Err(e) if e.is_absent() => Ok(()),
         Err(e) => Err(e.into()),
@@ -134,15 +134,14 @@ fn clear_interface(guest: &GuestNetwork) -> Result<(), GuestError> {
 fn build(
     guest: &GuestNetwork,
     underlay: Underlay,
-    podns: &Netns,
+    podns: (&Netns, &Handle),
     mtu: u32,
 ) -> Result<(), GuestError> {
     allow_worker((guest.port, guest.vni), underlay.worker)?;
     let handle = Handle::here()?;
     let vxlan = Vxlan { vni: guest.vni, remote: underlay.worker, port: guest.port };
-    let there = podns.handle()?;
-    handle.add_vxlan_in((podns, &there), &guest.interface, vxlan, &mark(OWNER))?;
-    configure(guest, &there, mtu)
+    handle.add_vxlan_in(podns, &guest.interface, vxlan, &mark(OWNER))?;
+    configure(guest, podns.1, mtu)
 }
 
 fn configure(guest: &GuestNetwork, handle: &Handle, mtu: u32) -> Result<(), GuestError> {
@@ -171,7 +170,7 @@ fn configure(guest: &GuestNetwork, handle: &Handle, mtu: u32) -> Result<(), Gues
 /// When the kernel refuses.
 pub fn teardown(guest: &GuestNetwork) -> Result<(), GuestError> {
     let inside = match Netns::open(&guest.podns) {
-        Ok(podns) => podns.run(|| clear_interface(guest)),
+        Ok(podns) => podns.handle().map_err(Into::into).and_then(|h| clear_interface(guest, &h)),
         Err(_) => Ok(()),
     };
     revoke_worker((guest.port, guest.vni))?;
