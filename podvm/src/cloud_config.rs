@@ -130,7 +130,7 @@ fn one_line(error: &impl ToString) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contract::{APF, AUTH};
+    use crate::contract::{APF, AUTH, INITDATA, SCRATCH_MARKER};
 
     fn file(path: &str, content: &str) -> File {
         File { path: path.to_owned(), content: content.to_owned() }
@@ -148,12 +148,14 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_upstreams_worker_writes() {
-        let text = "#cloud-config\n\nwrite_files:\n  - path: /run/peerpod/initdata\n    content: |\n      \
-                    H4sIAAAA\n  - path: /run/peerpod/scratch-space.marker\n";
+    fn upstreams_form_is_read_and_is_what_we_write() {
+        let text = include_str!("../../tests/fixtures/user-data");
         let back = parse(text).expect("parse");
-        assert_eq!(back.files[0], file("/run/peerpod/initdata", "H4sIAAAA\n"));
-        assert_eq!(back.files.len(), 2);
+        let paths: Vec<&str> = back.files.iter().map(|f| f.path.as_str()).collect();
+        assert_eq!(paths, [APF, INITDATA, SCRATCH_MARKER]);
+        assert_eq!(back.files[1].content, "H4sIAAAA\n");
+        assert_eq!(back.files[2].content, "");
+        assert_eq!(render(&back.files).expect("render"), text);
     }
 
     #[test]
