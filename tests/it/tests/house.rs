@@ -124,10 +124,8 @@ fn the_readme_lists_every_setting() {
     let out = Command::new(program).args(["node", "--help"]).env_clear().output().expect("starts");
     let help = String::from_utf8_lossy(&out.stdout).into_owned();
     let readme = std::fs::read_to_string(top().join("README.md")).expect("README");
-    let flags: Vec<&str> = help
-        .lines()
-        .filter_map(|l| l.trim().strip_prefix("--")?.strip_suffix(" <v>"))
-        .collect();
+    let flags: Vec<&str> =
+        help.lines().filter_map(|l| l.trim().strip_prefix("--")?.strip_suffix(" <v>")).collect();
     assert!(flags.len() > 40, "{help}");
     for flag in flags {
         assert!(readme.contains(&format!("| `--{flag}` |")), "README.md does not list --{flag}");
