@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use peerpod_tunnel::link::tls::ClientTls;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -34,8 +35,9 @@ const CALL: Duration = Duration::from_secs(5);
 const EVENTS: usize = 1024;
 /// Messages to the relay that may wait.
 const MESSAGES: usize = 256;
-/// Pauses between attempts to attach: the first, doubled up to the last.
-const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// Pauses between attempts to attach: the first, doubled up to the last. Short, since shims may be
+/// waiting: node and relay are often started together, and the relay is there within milliseconds.
+const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(250));
 /// After another node process has taken over: that one is right, unless it goes.
 const REPLACED: Duration = Duration::from_secs(10);
 
@@ -275,8 +277,11 @@ impl Keeper {
         loop {
             match self.attach().await {
                 Ok((epoch, up, stream)) => {
-                    pause = RETRY.0;
+                    let since = Instant::now();
                     let Ok(end) = self.follow(epoch, up, stream).await else { return };
+                    if since.elapsed() >= RETRY.1 {
+                        pause = RETRY.0;
+                    }
                     if stage(&end) == Some(Stage::Replaced.name()) {
                         tracing::error!(reason = end.message(), "the relay has sent us away");
                         pause = REPLACED;

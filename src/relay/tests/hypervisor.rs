@@ -64,8 +64,8 @@ async fn a_call_outlives_the_node_process_that_took_it() {
     })
     .await;
     assert_eq!(totals.requests, 3);
-    // More than once if the relay has found the old node's socket still there.
-    assert!(totals.requests_replayed >= 1);
+    // Two if the relay wrote the StopVM into the dead connection before it saw that it was dead.
+    assert!((1..=2).contains(&totals.requests_replayed), "{totals:?}");
 }
 
 #[tokio::test]
