@@ -57,7 +57,9 @@ pub fn children(of: i32) -> Vec<Process> {
 }
 
 /// Processes that have something to do with a directory: in their command line, environment, open
-/// files, root or working directory. This process and its ancestors are left out.
+/// files, root or working directory. This process and its ancestors are left out, and so are copies
+/// of these that were forked just now and are about to become something else: they still hold all
+/// that their parent has open.
 pub fn using(dir: &Path) -> Vec<Process> {
     let all = all();
     let mut skipped = Vec::new();
@@ -66,7 +68,10 @@ pub fn using(dir: &Path) -> Vec<Process> {
         skipped.push(next);
         next = all.iter().find(|p| p.pid == next).map_or(0, |p| p.parent);
     }
-    all.into_iter().filter(|p| !skipped.contains(&p.pid) && touches(p, dir)).collect()
+    let own: Vec<&Process> = all.iter().filter(|p| skipped.contains(&p.pid)).collect();
+    let is_copy = |p: &Process| own.iter().any(|o| o.pid == p.parent && o.command == p.command);
+    let strange = |p: &&Process| !skipped.contains(&p.pid) && !is_copy(p) && touches(p, dir);
+    all.iter().filter(strange).cloned().collect()
 }
 
 fn touches(process: &Process, dir: &Path) -> bool {
