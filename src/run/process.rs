@@ -23,8 +23,8 @@ use crate::proto::relay::{API, HelloRequest, relay_client::RelayClient};
 const LOCK: &str = "run.lock";
 /// How long a relay may take to say which build it is.
 const HELLO: Duration = Duration::from_secs(2);
-/// How often a socket that is not there yet is tried.
-const AGAIN: Duration = Duration::from_millis(20);
+/// How often a socket that is not there yet is tried; a relay is there within milliseconds.
+const AGAIN: Duration = Duration::from_millis(2);
 /// A killed process is gone at once, unless the kernel holds it.
 const KILLED: Duration = Duration::from_secs(5);
 
