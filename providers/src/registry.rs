@@ -31,8 +31,8 @@ pub enum RegistryError {
     },
     /// It exists, but was left out.
     #[error(
-        "cloud provider {name:?} is not in this build, which has: {}; build with the cargo feature \
-         {name:?} to have it",
+        "cloud provider {name:?} is not in this build, which has: {}; it is to come with \
+         the cargo feature {name:?}, which this version does not have yet",
         list(built)
     )]
     NotBuilt {
