@@ -59,6 +59,13 @@ pub fn log_panics() {
     }));
 }
 
+/// For tests that read the log. Without a subscriber for all threads, a line that a thread without
+/// one comes to first is taken for one that nobody wants to hear, on every thread.
+#[cfg(test)]
+pub(crate) fn let_every_line_be_heard() {
+    let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -83,6 +90,7 @@ mod tests {
         let writer = buffer.clone();
         let log = Log { format, filter: "info".to_owned() };
         let subscriber = subscriber(&log, move || writer.clone(), false).expect("a subscriber");
+        super::let_every_line_be_heard();
         tracing::subscriber::with_default(subscriber, || {
             let span = tracing::info_span!("pod", pod = "web", sandbox = "s1");
             let _entered = span.enter();

@@ -593,6 +593,7 @@ impl Log {
         let writer = self.clone();
         let subscriber =
             tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        crate::telemetry::let_every_line_be_heard();
         tracing::subscriber::set_default(subscriber)
     }
 

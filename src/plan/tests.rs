@@ -354,6 +354,7 @@ fn another_image_is_passed_on_and_logged_as_upstream_does() {
     let subscriber =
         tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
     let request = PodRequest { image: Some("ami-0123".to_owned()), ..request() };
+    crate::telemetry::let_every_line_be_heard();
     let plan = tracing::subscriber::with_default(subscriber, || make(&request, &rules()));
     assert_eq!(plan.expect("plan").spec.image.as_deref(), Some("ami-0123"));
     let text = String::from_utf8_lossy(&log.0.lock().expect("lock")).into_owned();

@@ -62,9 +62,11 @@ async fn a_container_runs_and_everybody_who_waits_learns_its_status() {
     assert_eq!(process.write_stdin("hello ").await, Ok(6));
     assert_eq!(process.read_stdout().await.expect("read"), "hello ");
     assert_eq!(process.write_stdin("world").await, Ok(5));
-    process.close_stdin().await.expect("close");
     assert_eq!(process.read_stdout().await.expect("read"), "world");
-    assert_eq!(process.read_stdout().await.expect("the end"), "");
+    // Asked before the process can end: the first waiter that learns its status takes it away.
+    let (end, closed) = tokio::join!(process.read_stdout(), process.close_stdin());
+    closed.expect("close");
+    assert_eq!(end.expect("the end"), "");
     for waiter in waiters {
         assert_eq!(waiter.await.expect("join"), Ok(0));
     }
