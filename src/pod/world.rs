@@ -50,6 +50,7 @@ pub struct World {
 }
 
 /// Request → plan: pure but for the making of a certificate.
+#[async_trait]
 pub trait Planner: Send + Sync + Debug {
     /// Takes a shim's request apart and checks it.
     ///
@@ -61,7 +62,7 @@ pub trait Planner: Send + Sync + Debug {
     ///
     /// # Errors
     /// Names what cannot be had.
-    fn plan(
+    async fn plan(
         &self,
         request: &PodRequest,
         network: &PodNetwork,

@@ -31,7 +31,7 @@ pub(crate) async fn draft(
     let kernel = kernel.map_err(StepError::Kernel)?;
     let start = world.random.next();
     let reserved = common.vnis.pick(options.vxlan_min_id, kernel, start).map_err(StepError::Vni)?;
-    let plan = async { world.planner.plan(request, &found, reserved.vni, name) };
+    let plan = world.planner.plan(request, &found, reserved.vni, name);
     let (plan, _) = common.observe("plan", plan).await;
     let plan = plan.map_err(StepError::Plan)?;
     Ok((record(common, request, (found, netns_id, reserved.vni), plan), reserved))

@@ -183,12 +183,13 @@ impl Planning {
     }
 }
 
+#[async_trait]
 impl Planner for Planning {
     fn parse(&self, request: &CreateVmRequest) -> Result<PodRequest, Failure> {
         request::parse(request, &self.requests).map_err(Failure::from)
     }
 
-    fn plan(
+    async fn plan(
         &self,
         request: &PodRequest,
         network: &PodNetwork,

@@ -54,12 +54,13 @@ impl Random for FakeChance {
 #[derive(Debug)]
 pub(super) struct FakePlanner;
 
+#[async_trait]
 impl Planner for FakePlanner {
     fn parse(&self, request: &CreateVmRequest) -> Result<PodRequest, Failure> {
         request::parse(request, &Default::default()).map_err(Failure::from)
     }
 
-    fn plan(
+    async fn plan(
         &self,
         request: &PodRequest,
         _: &PodNetwork,
