@@ -96,8 +96,9 @@ struct Site<'a> {
 }
 
 impl Links {
-    pub(crate) fn start(bench: &Bench) -> anyhow::Result<Self> {
-        let dir = bench.dir("links")?;
+    /// `row` names its directory: the sockets of one row must not lie in another's way.
+    pub(crate) fn start(bench: &Bench, row: &str) -> anyhow::Result<Self> {
+        let dir = bench.dir(row)?;
         let agent_socket = dir.join("agent.sock");
         let program = bench.programs.rival()?;
         let start = Start { program, log: dir.join("agent.log"), netns: None };

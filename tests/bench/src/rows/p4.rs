@@ -31,7 +31,7 @@ impl Series {
 }
 
 pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let mut links = Links::start(bench)?;
+    let mut links = Links::start(bench, ID)?;
     let count = if bench.quick() { 4_000 } else { 20_000 };
     let load = Load { kind: "write", size: 256, count, in_flight: 1 };
     let mut all: [Series; 3] = Default::default();

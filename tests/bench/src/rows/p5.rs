@@ -37,7 +37,7 @@ struct Series {
 }
 
 pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
-    let mut links = Links::start(bench)?;
+    let mut links = Links::start(bench, ID)?;
     let mut rows = Vec::new();
     for case in &CASES {
         rows.extend(run(bench, &mut links, case)?);
