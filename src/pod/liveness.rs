@@ -57,8 +57,9 @@ pub(crate) async fn watch(life: &Life, mut pulse: Option<Box<dyn Pulse>>, hints:
     loop {
         let pause = if failures == 0 { period } else { period / HASTE };
         tokio::select! {
-            () = sleep(pause) => {}
+            biased;
             () = hints.ask.notified() => {}
+            () = sleep(pause) => {}
         }
         // A doubt that comes while we ask belongs to the next question.
         let doubt = hints.take_doubt();

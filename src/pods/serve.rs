@@ -96,6 +96,7 @@ impl Sandboxes for Pods {
                 return none("its VM is not known yet");
             }
             tokio::select! {
+                biased;
                 closed = seen.changed() => if closed.is_err() { changed(&mut changes).await },
                 () = changed(&mut changes) => {}
             }

@@ -1,7 +1,7 @@
 //! The machines of the fake and what becomes of them as time goes by. Nothing runs in the
 //! background: whoever looks first lets happen what was due ([`World::settle`]).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ pub(super) struct World {
     pub(super) vms: BTreeMap<VmName, FakeVm>,
     parts: Vec<Part>,
     late: Vec<(Instant, Late)>,
-    pub(super) room: HashMap<Place, usize>,
+    pub(super) room: BTreeMap<Place, usize>,
     delete_takes: Duration,
     user_data_limit: usize,
     begin: Instant,
@@ -90,7 +90,7 @@ impl World {
             vms: BTreeMap::new(),
             parts: Vec::new(),
             late: Vec::new(),
-            room: HashMap::new(),
+            room: BTreeMap::new(),
             delete_takes: options.delete_takes,
             user_data_limit: options.user_data_limit,
             begin: now,

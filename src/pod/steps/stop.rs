@@ -140,6 +140,7 @@ async fn machine(life: &Life) {
         }
         let left = gone_since.map(|since: Instant| settle.saturating_sub(since.elapsed()));
         tokio::select! {
+            biased;
             () = sleep(wait.min(left.filter(|l| !l.is_zero()).unwrap_or(wait))) => {
                 wait = (wait * 2).min(LONGEST);
             }
