@@ -1,0 +1,137 @@
+//! What the two ends tell each other beside the streams: typed messages on stream 0, numbered and kept
+//! like any stream's bytes, so that none is lost with a connection.
+//!
+//! ```text
+//!   ┌ type u16 ┬ 0 u16 ┬ length u32 ┐ payload: a protobuf message, at most 64 KiB
+//!   └ from 0x8000 on: whoever does not know it ends the session; below: skips it
+//! ```
+//!
+//! Fields may be added to a message at any time; a message whose meaning changes gets a new type.
+
+use bytes::{BufMut, BytesMut};
+
+use super::MAX_MESSAGE;
+use super::frame::Violation;
+use super::queue::Queue;
+
+/// Bytes before the payload.
+const HEAD: usize = 8;
+/// Types that must be understood.
+const MUST: u16 = 0x8000;
+const ABOUT: u16 = 1;
+const CLOSING: u16 = MUST | 1;
+
+/// Who speaks; each side's first message.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct About {
+    /// Program and version, for people: "podvm 0.1.0".
+    #[prost(string, tag = "1")]
+    pub build: String,
+    /// The sender's process, for people.
+    #[prost(uint32, tag = "2")]
+    pub pid: u32,
+}
+
+/// The session is over, on purpose; nothing is said after it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Closing {
+    /// For people.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+}
+
+/// A message of either side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Type 1.
+    About(About),
+    /// Type 0x8001.
+    Closing(Closing),
+}
+
+impl Message {
+    /// The bytes on the control stream.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let (kind, payload) = match self {
+            Self::About(m) => (ABOUT, prost::Message::encode_to_vec(m)),
+            Self::Closing(m) => (CLOSING, prost::Message::encode_to_vec(m)),
+        };
+        let mut out = BytesMut::with_capacity(HEAD + payload.len());
+        out.put_u16(kind);
+        out.put_u16(0);
+        out.put_u32(u32::try_from(payload.len()).unwrap_or(u32::MAX));
+        out.put_slice(&payload);
+        out.to_vec()
+    }
+}
+
+/// Takes whole messages off the front of the control stream. `None` is "not whole yet"; what is
+/// unknown and may be skipped is skipped.
+pub(super) fn take(queue: &mut Queue) -> Result<Option<Message>, Violation> {
+    loop {
+        let Some(head) = first(queue, HEAD) else { return Ok(None) };
+        let &[k0, k1, _, _, l0, l1, l2, l3] = &head[..] else { return Ok(None) };
+        let kind = u16::from_be_bytes([k0, k1]);
+        let length = u32::from_be_bytes([l0, l1, l2, l3]) as usize;
+        if length > MAX_MESSAGE {
+            return Err(Violation::Message(length));
+        }
+        let Some(whole) = first(queue, HEAD + length) else { return Ok(None) };
+        queue.advance(HEAD + length);
+        let payload = whole.get(HEAD..).unwrap_or_default();
+        match kind {
+            ABOUT => return decode(payload).map(Message::About).map(Some),
+            CLOSING => return decode(payload).map(Message::Closing).map(Some),
+            MUST.. => return Err(Violation::UnknownMessage(kind)),
+            _ => {}
+        }
+    }
+}
+
+fn decode<M: prost::Message + Default>(payload: &[u8]) -> Result<M, Violation> {
+    M::decode(payload).map_err(|_| Violation::Message(payload.len()))
+}
+
+fn first(queue: &Queue, count: usize) -> Option<Vec<u8>> {
+    let enough = queue.len() >= count;
+    enough.then(|| queue.pieces().flatten().take(count).copied().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn about() -> Message {
+        Message::About(About { build: "podvm 1".to_owned(), pid: 7 })
+    }
+
+    fn raw(kind: u16, length: u32, payload: &[u8]) -> Vec<u8> {
+        [&kind.to_be_bytes()[..], &[0, 0], &length.to_be_bytes(), payload].concat()
+    }
+
+    #[test]
+    fn messages_come_whole_however_they_are_cut_and_unknown_ones_are_skipped() {
+        let closing = Message::Closing(Closing { reason: "done".to_owned() });
+        let bytes = [about().encode(), raw(77, 3, b"new"), closing.encode()].concat();
+        let (mut queue, mut seen) = (Queue::default(), Vec::new());
+        for byte in bytes {
+            queue.push_slice(&[byte]);
+            seen.extend(take(&mut queue).expect("take"));
+        }
+        assert_eq!(seen, [about(), closing]);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn what_must_be_understood_or_is_too_long_or_broken_is_refused() {
+        for (bytes, why) in [
+            (raw(0x8777, 0, b""), Violation::UnknownMessage(0x8777)),
+            (raw(1, 65_537, b""), Violation::Message(65_537)),
+            (raw(1, 2, b"\x0a\x09"), Violation::Message(2)),
+        ] {
+            let mut queue = Queue::default();
+            queue.push_slice(&bytes);
+            assert_eq!(take(&mut queue), Err(why));
+        }
+    }
+}

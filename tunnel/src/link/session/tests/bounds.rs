@@ -1,0 +1,196 @@
+//! What a side must not let the other do.
+
+use bytes::BufMut;
+
+use super::*;
+
+fn frame(kind: u8, stream: u32, number: u64, payload: &[u8]) -> BytesMut {
+    let mut out = BytesMut::new();
+    out.put_uint(payload.len() as u64, 3);
+    out.put_u8(kind);
+    out.put_u32(stream);
+    out.put_u64(number);
+    out.put_slice(payload);
+    out
+}
+
+fn refused(to: &mut Machine, mut bytes: BytesMut) -> Violation {
+    let violation = to.receive(&mut bytes, Duration::ZERO).expect_err("a violation");
+    assert_eq!(to.over(), Some(&Over::Violation(violation.clone())), "it ends the session");
+    violation
+}
+
+#[test]
+fn a_user_that_does_not_read_fills_a_window_and_no_more() {
+    let (mut worker, mut vm) = pair();
+    let id = worker.open().expect("open");
+    let mut given = 0;
+    while let Some(room) = worker.room(id).filter(|room| *room > 0) {
+        worker.push(id, bytes(id, Side::Worker, given, room.min(70_000)).into());
+        given += room.min(70_000) as u64;
+        tell(&mut worker, &mut vm).expect("in order");
+        tell(&mut vm, &mut worker).expect("in order");
+    }
+    assert_eq!((given, worker.memory(), vm.memory()), (WINDOW as u64, WINDOW, WINDOW));
+    // Taking a part makes room for a part.
+    vm.took(id, ACK_EVERY);
+    tell(&mut vm, &mut worker).expect("in order");
+    assert_eq!(worker.room(id), Some(ACK_EVERY));
+}
+
+#[test]
+fn streams_that_are_not_read_leave_every_other_stream_its_floor() {
+    let (mut worker, mut vm) = pair();
+    for _ in 0..POOL / WINDOW + 3 {
+        let id = worker.open().expect("open");
+        while let Some(room) = worker.room(id).filter(|room| *room > 0) {
+            worker.push(id, vec![1; room].into());
+        }
+        tell(&mut worker, &mut vm).expect("in order");
+    }
+    assert!(worker.memory() <= POOL + 4 * FLOOR, "{}", worker.memory());
+    let id = worker.open().expect("open");
+    let mut given = 0;
+    while given < 3 * WINDOW as u64 {
+        let room = worker.room(id).expect("room");
+        assert!(room > 0, "it stands after {given}");
+        worker.push(id, bytes(id, Side::Worker, given, room).into());
+        given += room as u64;
+        tell(&mut worker, &mut vm).expect("in order");
+        while let Front::Bytes(bytes) = vm.front(id) {
+            let count = bytes.len();
+            vm.took(id, count);
+        }
+        tell(&mut vm, &mut worker).expect("in order");
+    }
+}
+
+#[test]
+fn a_peer_that_overruns_a_window_a_stream_or_the_order_ends_its_session() {
+    let fresh = || {
+        let (mut worker, mut vm) = pair();
+        worker.open();
+        tell(&mut worker, &mut vm).expect("open");
+        vm
+    };
+    let full = |length: usize| vec![7; length];
+    let mut vm = fresh();
+    for n in 0..WINDOW / MAX_DATA {
+        let mut data = frame(5, 1, (n * MAX_DATA) as u64, &full(MAX_DATA));
+        vm.receive(&mut data, Duration::ZERO).expect("within the window");
+    }
+    assert_eq!(refused(&mut vm, frame(5, 1, WINDOW as u64, b"x")), Violation::Window(1));
+
+    let offset = Violation::Offset { stream: 1, got: 1, want: 0 };
+    assert_eq!(refused(&mut fresh(), frame(5, 1, 1, b"x")), offset);
+    assert_eq!(refused(&mut fresh(), frame(5, 2, 0, b"x")), Violation::NoStream(Type::Data, 2));
+    assert_eq!(refused(&mut fresh(), frame(4, 1, 0, b"")), Violation::Order(1, 1));
+    assert_eq!(refused(&mut fresh(), frame(7, 1, 1, b"")), Violation::Ack(1, 1));
+    assert_eq!(refused(&mut fresh(), frame(1, 0, 9, b"")), Violation::OutOfPlace(Type::Hello));
+    assert_eq!(refused(&mut fresh(), frame(10, 0, 0, b"")), Violation::OutOfPlace(Type::Pong));
+    assert_eq!(refused(&mut fresh(), frame(77, 0, 0, b"")), Violation::UnknownType(77));
+    assert_eq!(refused(&mut fresh(), frame(9, 0, 0, b"x")), Violation::TooLong(Type::Ping, 1));
+    let long = frame(5, 1, 0, &full(MAX_DATA + 1));
+    assert_eq!(refused(&mut fresh(), long), Violation::TooLong(Type::Data, MAX_DATA + 1));
+}
+
+#[test]
+fn more_streams_than_allowed_end_the_session_and_unknown_types_above_127_are_skipped() {
+    let (_, mut vm) = pair();
+    for id in 1..=MAX_STREAMS as u32 {
+        vm.receive(&mut frame(4, id, 0, b""), Duration::ZERO).expect("open");
+    }
+    vm.receive(&mut frame(200, 5, 7, b"of tomorrow"), Duration::ZERO).expect("skipped");
+    let next = MAX_STREAMS as u32 + 1;
+    assert_eq!(refused(&mut vm, frame(4, next, 0, b"")), Violation::Streams);
+}
+
+#[test]
+fn a_flood_of_questions_is_answered_once_and_one_of_resets_is_read_no_further() {
+    let (mut worker, mut vm) = pair();
+    for _ in 0..10_000 {
+        vm.receive(&mut frame(9, 0, 3, b""), Duration::ZERO).expect("ping");
+    }
+    assert_eq!(said(&mut vm, usize::MAX), frame(10, 0, 3, b""));
+    tell(&mut vm, &mut worker).expect("nothing");
+    let mut id = 0;
+    while vm.may_read() {
+        id += 1;
+        vm.receive(&mut frame(4, id, 0, b""), Duration::ZERO).expect("open");
+        vm.release(id);
+        assert!(id < 10_000, "it goes on reading");
+    }
+    assert!(vm.small.len() < 70_000);
+}
+
+#[test]
+fn tiny_pieces_cost_little_more_than_their_bytes() {
+    let (mut worker, mut vm) = pair();
+    let id = worker.open().expect("open");
+    tell(&mut worker, &mut vm).expect("open");
+    for n in 0..100_000 {
+        vm.receive(&mut frame(5, id, n, b"x"), Duration::ZERO).expect("data");
+    }
+    let flow = &vm.streams[&id];
+    assert!(flow.inn.queue.chunks() <= 3, "{} pieces", flow.inn.queue.chunks());
+}
+
+#[test]
+fn silence_is_asked_about_and_then_the_connection_is_dead() {
+    let (mut worker, mut vm) = pair();
+    let at = |ms| Duration::from_millis(ms);
+    assert_eq!(worker.deadline(), Some(ASK_IDLE));
+    worker.open().map(|id| worker.push_slice(id, b"x")).expect("open");
+    assert_eq!(worker.deadline(), Some(ASK_BUSY), "it waits for an acknowledgement");
+    assert!(worker.tick(at(999)));
+    said(&mut worker, usize::MAX);
+    assert!(worker.tick(at(1000)));
+    assert_eq!(said(&mut worker, usize::MAX), frame(9, 0, 0, b""));
+    assert!(worker.tick(at(3999)) && !worker.tick(at(4000)), "after DEAD nobody is there");
+    worker.receive(&mut frame(10, 0, 0, b""), at(4100)).expect("pong");
+    assert!(worker.tick(at(4100)), "a word in time");
+    assert!(vm.tick(at(11_999)) && !vm.tick(at(12_000)));
+}
+
+#[test]
+fn what_another_process_gave_is_checked() {
+    let (mut worker, mut vm) = pair();
+    let id = worker.open().expect("open");
+    worker.push_slice(id, b"abc");
+    tell(&mut worker, &mut vm).expect("data");
+    let export = worker.export().expect("export");
+    let whole = export.as_bytes().to_vec();
+    assert!(!format!("{export:?}").contains("PPLS"));
+    for cut in 0..whole.len() {
+        let part = Export::from_bytes(whole[..cut].to_vec());
+        assert!(matches!(Machine::import(&part), Err(ExportError::Broken(_))), "cut at {cut}");
+    }
+    let mut other = whole.clone();
+    other[5] = 9;
+    let version = Machine::import(&Export::from_bytes(other)).err();
+    assert_eq!(version, Some(ExportError::Version(9)));
+    let long = Export::from_bytes([&whole[..], b"x"].concat());
+    assert!(matches!(Machine::import(&long), Err(ExportError::Broken(_))));
+}
+
+proptest::proptest! {
+    #[test]
+    fn hostile_bytes_never_panic_and_never_cost_more_than_they_are(
+        bytes: Vec<u8>, frames: Vec<(u8, u8, u8, Vec<u8>)>, vm_side: bool,
+    ) {
+        let (mut worker, mut vm) = pair();
+        worker.open();
+        tell(&mut worker, &mut vm).expect("open");
+        let machine = if vm_side { &mut vm } else { &mut worker };
+        let mut input = BytesMut::new();
+        for (kind, stream, number, payload) in frames {
+            let kind = kind % 16;
+            input.extend_from_slice(&frame(kind, (stream % 4).into(), (number % 8).into(), &payload));
+        }
+        input.extend_from_slice(&bytes);
+        let length = input.len();
+        let _ = machine.receive(&mut input, Duration::ZERO);
+        proptest::prop_assert!(machine.memory() <= length);
+        let _ = Machine::import(&Export::from_bytes(bytes));
+    }
+}
