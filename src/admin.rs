@@ -129,6 +129,9 @@ pub struct About {
     pub installation: String,
     /// Process id.
     pub pid: u32,
+    /// Privileges the process still has, in words.
+    #[serde(default)]
+    pub privileges: String,
 }
 
 /// The link of one pod.

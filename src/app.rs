@@ -2,12 +2,14 @@
 //!
 //! Exit codes: 0 done or told to end, 1 failure, 2 a setting cannot be used.
 
+mod keys;
 mod look;
 mod node;
 mod planner;
 
 use std::fmt::Display;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -18,7 +20,7 @@ use crate::cli::{self, Call, Role, Start};
 use crate::config::{Loaded, Problems, RelaySettings};
 use crate::relay::{Relay, RelayOptions};
 use crate::shutdown::Shutdown;
-use crate::{run, status, telemetry};
+use crate::{privilege, run, status, telemetry};
 
 /// Runs the program.
 pub fn main(start: &Start) -> ExitCode {
@@ -36,6 +38,7 @@ pub fn main(start: &Start) -> ExitCode {
             ExitCode::SUCCESS
         }
         Call::Status { port, pod, json } => ask(port, pod.as_deref(), json),
+        Call::RotateCa { state_dir } => rotate_ca(&state_dir),
         Call::Process { role, loaded, args, refusal } => {
             telemetry::init(&loaded.log());
             let done = match role {
@@ -100,11 +103,25 @@ fn banner(role: Role, loaded: &Loaded) {
     }
 }
 
+/// Gives up what the process does not need, before it has threads, and says what it still holds.
+fn settle_for_less(role: Role, provider: &str) -> anyhow::Result<String> {
+    let held = privilege::take(role, provider).map_err(|e| match e {
+        // Starting again changes nothing about what it is given.
+        privilege::TakeError::Lacking { .. } => anyhow::Error::from(BadSetting(e.into())),
+        e => e.into(),
+    })?;
+    let held = held.to_string();
+    tracing::info!(process = role.name(), held, "privileges");
+    Ok(held)
+}
+
 fn node_process(loaded: &Loaded, start: &Start) -> anyhow::Result<u8> {
     let settings = loaded.settings()?;
     banner(Role::Node, loaded);
+    crate::wipe::begin();
+    let held = settle_for_less(Role::Node, &settings.provider.name)?;
     let runtime = runtime(4)?;
-    let done = runtime.block_on(Box::pin(node::run(settings, &start.program)));
+    let done = runtime.block_on(Box::pin(node::run(settings, held, &start.program)));
     // Whatever blocks a thread for good was named by the drain.
     runtime.shutdown_background();
     done.map(|()| 0)
@@ -113,6 +130,9 @@ fn node_process(loaded: &Loaded, start: &Start) -> anyhow::Result<u8> {
 fn relay_process(loaded: &Loaded) -> anyhow::Result<u8> {
     let settings = loaded.relay()?;
     banner(Role::Relay, loaded);
+    // While it still may.
+    crate::relay::survive();
+    settle_for_less(Role::Relay, "")?;
     let runtime = runtime(4)?;
     let done = runtime.block_on(relay(settings));
     runtime.shutdown_background();
@@ -141,6 +161,7 @@ async fn relay(settings: RelaySettings) -> anyhow::Result<()> {
 fn run_process(loaded: &Loaded, args: Vec<String>, start: &Start) -> anyhow::Result<u8> {
     let settings = loaded.settings()?;
     banner(Role::Run, loaded);
+    settle_for_less(Role::Run, &settings.provider.name)?;
     let children = run::Children { program: start.program.clone(), args };
     let runtime = runtime(2)?;
     Ok(runtime.block_on(run::run(children, &settings))?)
@@ -151,6 +172,20 @@ fn ask(port: u16, pod: Option<&str>, json: bool) -> ExitCode {
         let report = runtime.block_on(status::ask(port))?;
         Ok(status::print(&report, pod, json, SystemTime::now())?)
     });
+    match asked {
+        Ok(text) => {
+            write(&mut std::io::stdout(), &text);
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            write(&mut std::io::stderr(), &format!("{e:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn rotate_ca(state_dir: &Path) -> ExitCode {
+    let asked = runtime(2).and_then(|runtime| runtime.block_on(keys::ask_for_rotation(state_dir)));
     match asked {
         Ok(text) => {
             write(&mut std::io::stdout(), &text);

@@ -1,7 +1,7 @@
 //! The command line: which subcommand, and what it is told.
 //!
-//! `peerpodd node|relay|run [provider] [settings]`, `peerpodd status [pod]`, `version`, `help`. Under
-//! the name `cloud-api-adaptor` the program is `run`, and its first argument the provider, as users
+//! `peerpodd node|relay|run [provider] [settings]`, `peerpodd status [pod]`, `rotate-ca`, `version`,
+//! `help`. Under the name `cloud-api-adaptor` the program is `run`, and its first argument the provider, as users
 //! of that program know it.
 
 use std::collections::BTreeMap;
@@ -82,6 +82,11 @@ pub enum Call {
         pod: Option<String>,
         /// As JSON.
         json: bool,
+    },
+    /// Have another CA issue the VMs' certificates.
+    RotateCa {
+        /// State directory of the node process.
+        state_dir: PathBuf,
     },
     /// Print this and end well.
     Say(String),
@@ -202,6 +207,12 @@ fn other(start: &Start, args: &[String]) -> Result<Call, Leave> {
             let json = asked.get_one::<String>("output").is_some_and(|o| o == "json");
             Ok(Call::Status { port, pod: asked.get_one::<String>("pod").cloned(), json })
         }
+        Some(("rotate-ca", asked)) => {
+            let dir = asked.get_one::<String>("state-dir").map(|d| format!("--state-dir={d}"));
+            let loaded = start.load(dir.as_slice());
+            let relay = loaded.relay().map_err(|e| Leave { text: format!("{e}\n"), code: 2 })?;
+            Ok(Call::RotateCa { state_dir: relay.paths.state_dir })
+        }
         _ => Ok(Call::Say(format!("peerpodd {}\n", build()))),
     }
 }
@@ -222,6 +233,13 @@ fn command() -> Command {
                 .long("probe-port")
                 .help("Port of the node process [env PROBE_PORT]"),
         );
+    let rotate = Command::new("rotate-ca")
+        .about("Has another CA issue the VMs' certificates; running pods do not notice")
+        .arg(
+            Arg::new("state-dir")
+                .long("state-dir")
+                .help("State directory of the node process [env PEERPODD_STATE_DIR]"),
+        );
     let roles = Role::ALL.map(|role| {
         Command::new(role.name()).about(role.about()).arg(Arg::new("settings").num_args(0..))
     });
@@ -232,6 +250,7 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommands(roles)
         .subcommand(status)
+        .subcommand(rotate)
         .subcommand(Command::new("version").about("Version and commit"))
 }
 

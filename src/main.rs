@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use peerpodd::app;
 use peerpodd::cli::Start;
 
+#[global_allocator]
+static ALLOCATOR: peerpodd::wipe::Allocator = peerpodd::wipe::Allocator;
+
 fn main() -> ExitCode {
     // One crypto backend, before anything could choose another.
     peerpod_tunnel::link::tls::install_ring();

@@ -12,6 +12,7 @@ mod cli;
 mod files;
 mod forwarder;
 mod network;
+mod privilege;
 mod provision;
 mod run;
 mod userdata;
@@ -25,7 +26,8 @@ fn main() -> ExitCode {
     peerpod_tunnel::link::tls::install_ring();
     let cli = cli::Cli::parse_from(cli::arguments(std::env::args_os()));
     cli.log.start();
-    let result = runtime().and_then(|runtime| runtime.block_on(work(cli)));
+    let result =
+        privilege::take().and_then(|()| runtime()).and_then(|runtime| runtime.block_on(work(cli)));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

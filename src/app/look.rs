@@ -19,6 +19,7 @@ const CHECK: Duration = Duration::from_secs(60);
 /// Pauses between looks at a provider that is not well: the first, doubled up to the last.
 const CHECK_AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 /// By what pods are planned, but for the sizes.
+#[derive(Clone)]
 pub(super) struct Rules {
     pub(super) pki: Pki,
     pub(super) requests: RequestRules,

@@ -19,10 +19,11 @@ use peerpod_tunnel::network::InspectSettings;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
+use super::keys;
 use super::look::{Look, Rules};
 use super::planner::LatePlanner;
 use super::{BadSetting, notify};
-use crate::admin::{self, About, Insight, Pages, Readiness};
+use crate::admin::{self, About, Guard, Insight, Pages, Readiness};
 use crate::config::{self, Settings, StateDir, Tls};
 use crate::hypervisor;
 use crate::metrics::{Counted, Metrics, Now};
@@ -39,15 +40,17 @@ use crate::shutdown::Shutdown;
 const EVENTS: usize = 1024;
 
 /// Runs until told to end.
-pub(super) async fn run(settings: Settings, program: &Path) -> anyhow::Result<()> {
+pub(super) async fn run(settings: Settings, held: String, program: &Path) -> anyhow::Result<()> {
     let shutdown = Shutdown::new();
     shutdown.on_signals().context("install signal handlers")?;
     let state = open_state(&settings).await?;
     let listener = admin::bind(settings.process.probe_port).await?;
-    let node = Node::new(settings, state, shutdown.clone());
+    let node = Node::new(settings, held, state, shutdown.clone());
+    // Before anybody can ask.
+    let starting = node.readiness.guard("start");
     node.serve_probes(listener);
     let up = tokio::select! {
-        up = Box::pin(node.start(program)) => up,
+        up = Box::pin(node.start(program, starting)) => up,
         () = shutdown.told() => Ok(()),
     };
     if up.is_ok() {
@@ -116,6 +119,8 @@ impl Insight for Live {
 
 struct Node {
     settings: Settings,
+    /// Privileges this process still has, in words.
+    held: String,
     state: State,
     shutdown: Shutdown,
     readiness: Readiness,
@@ -124,9 +129,9 @@ struct Node {
 }
 
 impl Node {
-    fn new(settings: Settings, state: State, shutdown: Shutdown) -> Self {
+    fn new(settings: Settings, held: String, state: State, shutdown: Shutdown) -> Self {
         let (readiness, metrics) = (Readiness::new(), Arc::new(Metrics::new()));
-        Self { settings, state, shutdown, readiness, metrics, live: Arc::default() }
+        Self { settings, held, state, shutdown, readiness, metrics, live: Arc::default() }
     }
 
     fn serve_probes(&self, listener: TcpListener) {
@@ -137,6 +142,7 @@ impl Node {
                 provider: self.settings.provider.name.clone(),
                 installation: self.state.installation.clone(),
                 pid: std::process::id(),
+                privileges: self.held.clone(),
             }),
             readiness: self.readiness.clone(),
             metrics: Arc::clone(&self.metrics),
@@ -151,11 +157,12 @@ impl Node {
     }
 
     /// Everything up to serving.
-    async fn start(&self, program: &Path) -> anyhow::Result<()> {
-        let starting = self.readiness.guard("start");
+    async fn start(&self, program: &Path, starting: Guard) -> anyhow::Result<()> {
         let provider = self.provider(program)?;
-        let planner = Arc::new(LatePlanner::new(self.rules().await?.planning(Report::default())));
-        self.look_at(&provider, &planner).await?;
+        let rules = self.rules().await?;
+        self.tend_keys(rules.pki.clone());
+        let planner = Arc::new(LatePlanner::new(rules.clone().planning(Report::default())));
+        self.look_at(&provider, &planner, rules).await?;
         let state_dir = self.state.dir.path().to_owned();
         let records = apart(move || Ok(Disk::open(&state_dir)?)).await?;
         let socket = self.settings.paths.node_socket();
@@ -194,16 +201,24 @@ impl Node {
         Ok(Arc::new(Counted { provider, metrics: Arc::clone(&self.metrics) }))
     }
 
+    fn tend_keys(&self, pki: Pki) {
+        let (state_dir, token) = (self.state.dir.path().to_owned(), self.shutdown.token());
+        self.shutdown.tracker().spawn("keys", async move {
+            token.run_until_cancelled(keys::tend(pki, state_dir)).await;
+        });
+    }
+
     /// Asks the provider what it has, now and until it is well. With `cloud-config-verify` the
     /// process does not go on without a good answer.
     async fn look_at(
         &self,
         provider: &Arc<dyn Provider>,
         planner: &Arc<LatePlanner>,
+        rules: Rules,
     ) -> anyhow::Result<()> {
         let guard = self.readiness.guard("provider");
         let (provider, planner) = (Arc::clone(provider), Arc::clone(planner));
-        let look = Look { provider, planner, rules: self.rules().await? };
+        let look = Look { provider, planner, rules };
         if self.settings.provider.verify {
             let name = &self.settings.provider.name;
             return match look.once().await {
@@ -231,7 +246,8 @@ impl Node {
         );
         self.live.relay.set(Arc::clone(&relay)).ok();
         let (pass, passed) = mpsc::channel(EVENTS);
-        tracker.spawn("relay readiness", pass_on(events, pass, self.readiness.clone()));
+        let away = self.readiness.guard("relay");
+        tracker.spawn("relay readiness", pass_on(events, pass, self.readiness.clone(), away));
         (relay, passed)
     }
 
@@ -245,7 +261,8 @@ impl Node {
 
     /// Opens the keys. Nothing damaged is replaced.
     async fn rules(&self) -> anyhow::Result<Rules> {
-        let (dir, tls) = (self.state.dir.path().join("pki"), self.settings.link.tls.clone());
+        let (dir, tls) =
+            (self.state.dir.path().join(keys::DIRECTORY), self.settings.link.tls.clone());
         let pki = apart(move || {
             let given = !matches!(tls, Tls::Disabled | Tls::Automatic { client: None });
             let pki = Pki::open(&dir, &tls, SystemTime::now()).context("certificates");
@@ -303,8 +320,13 @@ impl Node {
 
 /// Passes events on; while the relay is away, `relay` is missing. With its first word this process
 /// serves.
-async fn pass_on(mut events: mpsc::Receiver<Event>, pass: mpsc::Sender<Event>, ready: Readiness) {
-    let mut away = Some(ready.guard("relay"));
+async fn pass_on(
+    mut events: mpsc::Receiver<Event>,
+    pass: mpsc::Sender<Event>,
+    ready: Readiness,
+    away: Guard,
+) {
+    let mut away = Some(away);
     while let Some(event) = events.recv().await {
         match &event {
             Event::Attached { epoch, pending } => {

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use peerpod_tunnel::link::Secret;
 use peerpod_tunnel::link::tls::{ClientTls, TlsError};
 use rand::Rng;
+use rcgen::PublicKeyData;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
@@ -13,8 +14,10 @@ use time::{Duration, OffsetDateTime};
 use x509_parser::pem::Pem;
 
 use super::PkiError;
+use sha2::Digest;
 
 const CA_ORGANIZATION: &str = "agent-protocol-forwarder";
+const END: &str = "-----END CERTIFICATE-----";
 const CLIENT_ORGANIZATION: &str = "cloud-api-adaptor";
 /// Clocks of VMs that boot may be behind by that much.
 const BACKDATED: Duration = Duration::minutes(5);
@@ -77,13 +80,13 @@ impl Root {
         }
     }
 
-    /// Whether its certificate should be signed again.
-    pub(super) fn is_due(self, end: OffsetDateTime, now: SystemTime) -> bool {
-        let margin = match self {
-            Root::Ca => RENEW_CA,
-            Root::Client => RENEW_CLIENT,
-        };
-        end - OffsetDateTime::from(now) < margin
+    /// Whether another certificate should take its place.
+    pub(super) fn is_due(self, validity: &Validity, now: SystemTime) -> bool {
+        let now = OffsetDateTime::from(now);
+        match self {
+            Root::Ca => validity.end - now < RENEW_CA,
+            Root::Client => validity.end - now < RENEW_CLIENT || validity.begin > now,
+        }
     }
 
     /// Signs its certificate with its own key.
@@ -96,7 +99,9 @@ impl Root {
 /// Issues the VMs' certificates.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    end: OffsetDateTime,
+    pub(super) validity: Validity,
+    /// Of its key; how a record names it.
+    pub(super) fingerprint: String,
     anchors_pem: String,
 }
 
@@ -104,10 +109,11 @@ impl Authority {
     /// From the PEM of `ca.pem`, whose first certificate belongs to `key`.
     pub(super) fn new(anchors_pem: String, key: KeyPair) -> Result<Self, PkiError> {
         let fails = |source| PkiError::Make { what: "issuer", source };
-        let end =
-            not_after(&anchors_pem).map_err(|_| fails(rcgen::Error::CouldNotParseCertificate))?;
+        let unreadable = |_| fails(rcgen::Error::CouldNotParseCertificate);
+        let validity = validity(&anchors_pem).map_err(unreadable)?;
+        let fingerprint = fingerprint(&key.subject_public_key_info());
         let issuer = Issuer::from_ca_cert_pem(&anchors_pem, key).map_err(fails)?;
-        Ok(Self { issuer, end, anchors_pem })
+        Ok(Self { issuer, validity, fingerprint, anchors_pem })
     }
 
     pub(super) fn anchors_pem(&self) -> &str {
@@ -122,7 +128,7 @@ impl Authority {
         let san = SanType::DnsName(name.try_into().map_err(|_| bad())?);
         let mut params =
             params(CA_ORGANIZATION, ExtendedKeyUsagePurpose::ServerAuth, now, SERVER_LIFE);
-        params.not_after = params.not_after.min(self.end);
+        params.not_after = params.not_after.min(self.validity.end);
         params.subject_alt_names = vec![san];
         params.use_authority_key_identifier_extension = true;
         if params.not_after <= now {
@@ -131,7 +137,7 @@ impl Authority {
         let fails = |source| PkiError::Make { what: "server certificate", source };
         let key = KeyPair::generate().map_err(fails)?;
         let made = params.signed_by(&key, &self.issuer).map_err(fails)?;
-        Ok(Pair { cert_pem: made.pem(), key_pem: Secret::new(key.serialize_pem()) })
+        Ok(Pair { cert_pem: made.pem(), key_pem: super::store::pem(&key) })
     }
 }
 
@@ -153,11 +159,34 @@ fn params(
     params
 }
 
-/// When the first certificate of a PEM text ends.
-pub(super) fn not_after(pem: &str) -> Result<OffsetDateTime, String> {
+/// From when to when a certificate is meant to be used.
+pub(super) struct Validity {
+    pub(super) begin: OffsetDateTime,
+    pub(super) end: OffsetDateTime,
+}
+
+/// Of the first certificate of a PEM text.
+pub(super) fn validity(pem: &str) -> Result<Validity, String> {
     let first = first(pem)?;
     let parsed = first.parse_x509().map_err(|e| e.to_string())?;
-    Ok(parsed.validity().not_after.to_datetime())
+    let found = parsed.validity();
+    Ok(Validity { begin: found.not_before.to_datetime(), end: found.not_after.to_datetime() })
+}
+
+/// Each certificate of a PEM text with its key's fingerprint, in their order.
+pub(super) fn each(pem: &str) -> Result<Vec<(String, String)>, String> {
+    let texts = pem.split_inclusive(END).map(str::trim).filter(|text| text.ends_with(END));
+    let named = texts.map(|text| {
+        let parsed = first(text)?;
+        let parsed = parsed.parse_x509().map_err(|e| e.to_string())?;
+        Ok((fingerprint(parsed.public_key().raw), format!("{text}\n")))
+    });
+    named.collect()
+}
+
+/// Half of the SHA-256 of a public key.
+fn fingerprint(key: &[u8]) -> String {
+    sha2::Sha256::digest(key).iter().take(16).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Whether the first certificate of a PEM text carries that key.

@@ -4,7 +4,7 @@
 //!   key  cert   what is done
 //!    –    –     make both: the key first, so that a crash leaves a key without a certificate
 //!    x    –     sign a certificate with the key: nobody has seen one yet
-//!    x    x     use them; sign again if the end is near
+//!    x    x     use them; near their end, the CA is rotated and the client signed again
 //!    –    x     error: running VMs trust a key that is lost
 //! ```
 
@@ -19,8 +19,8 @@ use peerpod_tunnel::link::Secret;
 use rcgen::KeyPair;
 use zeroize::Zeroizing;
 
-use super::PkiError;
 use super::cert::{self, Authority, Pair, Root};
+use super::{PkiError, rotation};
 
 /// Longest PEM file that is read, in bytes: a bundle of some hundred certificates.
 const FILE_MAX: u64 = 256 << 10;
@@ -49,6 +49,14 @@ impl Store {
 
     /// The CA, made if it is not there.
     pub(super) fn authority(&self, now: SystemTime) -> Result<Authority, PkiError> {
+        rotation::settle(self)?;
+        let (cert_pem, key) = self.root("ca", Root::Ca, now)?;
+        let authority = Authority::new(cert_pem, key)?;
+        if !Root::Ca.is_due(&authority.validity, now) {
+            return Ok(authority);
+        }
+        rotation::rotate(self, now)?;
+        tracing::info!("the CA nears its end: another one issues from now on");
         let (cert_pem, key) = self.root("ca", Root::Ca, now)?;
         Authority::new(cert_pem, key)
     }
@@ -56,7 +64,7 @@ impl Store {
     /// The client's pair, made if it is not there.
     pub(super) fn client(&self, now: SystemTime) -> Result<Pair, PkiError> {
         let (cert_pem, key) = self.root("client", Root::Client, now)?;
-        let pair = Pair { cert_pem, key_pem: Secret::new(key.serialize_pem()) };
+        let pair = Pair { cert_pem, key_pem: pem(&key) };
         let path = self.dir.join("client.pem");
         pair.check().map_err(|source| PkiError::Unusable { path, source })?;
         Ok(pair)
@@ -76,8 +84,7 @@ impl Store {
             (None, None) => {
                 let key =
                     KeyPair::generate().map_err(|source| PkiError::Make { what: "key", source })?;
-                let pem = Zeroizing::new(key.serialize_pem());
-                write(&key_path, pem.as_bytes())?;
+                write(&key_path, pem(&key).expose().as_bytes())?;
                 key
             }
         };
@@ -86,8 +93,18 @@ impl Store {
         Ok((cert, key))
     }
 
+    /// Of a file in it.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Makes what happened to names in it last.
+    pub(super) fn sync(&self) -> Result<(), PkiError> {
+        sync(&self.dir)
+    }
+
     /// A file of ours, or `None` if it is not there.
-    fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, PkiError> {
+    pub(super) fn read(&self, path: &Path) -> Result<Option<Zeroizing<String>>, PkiError> {
         // Non-blocking: a FIFO in its place must not hold us.
         let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
         let opened = match opened {
@@ -109,7 +126,8 @@ impl Store {
     }
 }
 
-/// Key and certificate that were there before, the latter renewed if its end is near.
+/// Key and certificate that were there before, the client's renewed if its time is nearly over, or, the
+/// clock having been set back, has not begun.
 fn kept(
     root: Root,
     (key_path, key): (&Path, &str),
@@ -118,11 +136,11 @@ fn kept(
 ) -> Result<(String, KeyPair), PkiError> {
     let key = parse_key(key_path, key)?;
     let damaged = |reason| PkiError::Damaged { path: cert_path.to_owned(), reason };
-    let end = cert::not_after(&cert).map_err(damaged)?;
+    let validity = cert::validity(&cert).map_err(damaged)?;
     if !cert::belongs(&cert, &key).map_err(damaged)? {
         return Err(file(cert_path, "it does not belong to the key beside it"));
     }
-    if !root.is_due(end, now) {
+    if root == Root::Ca || !root.is_due(&validity, now) {
         return Ok((cert.to_string(), key));
     }
     let older = cert.split_once(END).map_or("", |(_, rest)| rest);
@@ -132,7 +150,7 @@ fn kept(
     Ok((renewed, key))
 }
 
-fn parse_key(path: &Path, pem: &str) -> Result<KeyPair, PkiError> {
+pub(super) fn parse_key(path: &Path, pem: &str) -> Result<KeyPair, PkiError> {
     // The library's words say nothing that helps, and might say something of the content.
     KeyPair::from_pem(pem).map_err(|_| PkiError::Damaged {
         path: path.to_owned(),
@@ -151,7 +169,9 @@ pub(super) fn read_given(path: &Path) -> Result<String, PkiError> {
 }
 
 fn read(opened: File, path: &Path) -> Result<Zeroizing<String>, PkiError> {
-    let mut text = Zeroizing::new(String::new());
+    // Of that size from the beginning: a text that grows leaves copies behind.
+    let size = opened.metadata().map_or(0, |m| m.len()).min(FILE_MAX);
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(size).unwrap_or(0) + 64));
     match opened.take(FILE_MAX + 1).read_to_string(&mut text) {
         Err(e) if e.kind() == ErrorKind::InvalidData => Err(file(path, "it is not a text")),
         Err(e) => Err(io("reading", path)(e)),
@@ -161,7 +181,7 @@ fn read(opened: File, path: &Path) -> Result<Zeroizing<String>, PkiError> {
 }
 
 /// Writes a new file with mode 0600, all of it or nothing.
-fn write(path: &Path, content: &[u8]) -> Result<(), PkiError> {
+pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), PkiError> {
     let new = path.with_added_extension("new");
     match fs::remove_file(&new) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(io("removing", &new)(e)),
@@ -173,7 +193,16 @@ fn write(path: &Path, content: &[u8]) -> Result<(), PkiError> {
     made.sync_all().map_err(io("syncing", &new))?;
     fs::rename(&new, path).map_err(io("putting in place", path))?;
     let dir = path.parent().unwrap_or(Path::new("."));
+    sync(dir)
+}
+
+fn sync(dir: &Path) -> Result<(), PkiError> {
     File::open(dir).and_then(|d| d.sync_all()).map_err(io("syncing", dir))
+}
+
+/// A key as text; the library's own buffer is overwritten as well.
+pub(super) fn pem(key: &KeyPair) -> Secret {
+    Secret::new(key.serialize_pem())
 }
 
 fn owned(path: &Path, uid: u32) -> Result<(), PkiError> {
@@ -187,7 +216,7 @@ fn file(path: &Path, reason: &'static str) -> PkiError {
     PkiError::File { path: path.to_owned(), reason }
 }
 
-fn io(action: &'static str, path: &Path) -> impl Fn(std::io::Error) -> PkiError {
+pub(super) fn io(action: &'static str, path: &Path) -> impl Fn(std::io::Error) -> PkiError {
     let path = path.to_owned();
     move |source| PkiError::Io { action, path: path.clone(), source }
 }

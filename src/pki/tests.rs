@@ -16,6 +16,8 @@ use x509_parser::prelude::GeneralName;
 
 use super::*;
 
+mod rotation;
+
 const DAY: Duration = Duration::from_secs(86_400);
 const VM: &str = "podvm-web-01234567";
 
@@ -189,7 +191,7 @@ async fn a_restart_changes_nothing() {
 }
 
 #[tokio::test]
-async fn what_nears_its_end_is_signed_again_and_running_vms_go_on() {
+async fn what_nears_its_end_is_replaced_in_time_and_running_vms_go_on() {
     let dir = TempDir::new().expect("dir");
     let long_ago = SystemTime::now() - 720 * DAY;
     let old = Pki::open(dir.path(), &automatic(), long_ago).expect("open");
@@ -219,8 +221,8 @@ async fn another_ca_can_be_put_first_while_the_older_one_is_still_believed() {
     shake(&client, &server(&after)).await.expect("issued by the newer CA");
     let later = Pki::open(dir.path(), &automatic(), SystemTime::now() + 400 * DAY).expect("open");
     let renewed = later.client(VM).expect("TLS").ca_pem;
-    assert_ne!(renewed, client.ca_pem, "the newer CA was signed again");
-    assert!(renewed.ends_with(&old), "the older one is still believed");
+    assert_ne!(renewed, client.ca_pem, "a third one issues");
+    assert!(renewed.ends_with(&old), "the older ones are still believed");
     let only_old = ClientTls { ca_pem: old, ..client };
     shake(&only_old, &server(&after)).await.expect_err("the newer CA issues");
 }

@@ -92,6 +92,8 @@ pub struct Plan {
     pub edit_methods: Vec<String>,
     /// Name the VM's certificate carries.
     pub server_name: String,
+    /// Fingerprint of the CA of ours that issued it.
+    pub authority: Option<String>,
 }
 
 /// Why there is no plan. Asking again cannot help.
@@ -172,6 +174,7 @@ pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError>
         size_reason: reason,
         edit_methods: if request.gpus > 0 { vec![CREATE_CONTAINER.to_owned()] } else { Vec::new() },
         server_name: issued.unwrap_or(input.name.as_str()).to_owned(),
+        authority: input.issued.and_then(|i| i.authority.clone()),
     })
 }
 

@@ -53,6 +53,7 @@ fn issued() -> Issued {
         server_cert_pem: "-----BEGIN CERTIFICATE-----\nS\n-----END CERTIFICATE-----\n".to_owned(),
         server_key_pem: Secret::new("-----BEGIN PRIVATE KEY-----\nK\n".to_owned()),
         client_ca_pem: "-----BEGIN CERTIFICATE-----\nC\n-----END CERTIFICATE-----\n".to_owned(),
+        authority: Some("a1".to_owned()),
     }
 }
 

@@ -152,6 +152,9 @@ impl Life {
         let taken = changed.then(|| self.turn_over());
         self.amend(|r| {
             r.phase = next;
+            if !r.phase.may_ask_for_a_vm() {
+                r.wipe();
+            }
             if let Some((took, _)) = &taken {
                 r.since_ms = now;
                 r.note(now, r.phase.name(), Some(millis(*took)));

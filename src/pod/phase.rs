@@ -148,6 +148,15 @@ impl Phase {
         }
     }
 
+    /// Whether a create may still be sent, or sent again with the same bytes.
+    pub fn may_ask_for_a_vm(&self) -> bool {
+        match self {
+            Phase::Prepared => true,
+            Phase::Launching { made, .. } => !matches!(made, Made::Known(_)),
+            Phase::Running { .. } | Phase::Deleting { .. } => false,
+        }
+    }
+
     /// One word for people and metrics.
     pub fn name(&self) -> &'static str {
         match self {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::phase::{Made, Phase};
 use super::world::Stage;
 
+pub mod authorities;
 mod disk;
 
 pub use disk::Disk;
@@ -97,12 +98,16 @@ pub struct LinkPart {
     pub port: u16,
     /// Name the VM's certificate carries.
     pub server_name: String,
+    /// Fingerprint of the CA of ours that issued it, which is believed as long as this stands here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<String>,
 }
 
 /// A VM: what it is made of and where it may be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// The same bytes for every attempt. The user data go once the VM needs them no more.
+    /// The same bytes for every attempt. The user data, with the VM's key, go as soon as no create
+    /// will be sent again: with the VM's address, or with the end of the pod.
     pub spec: VmSpec,
     /// Places in the order they are tried.
     pub candidates: Vec<Candidate>,
@@ -154,7 +159,7 @@ impl Record {
         self.last_error = Some(text);
     }
 
-    /// Overwrites what holds the VM's private key and drops what only a start needs.
+    /// Overwrites what holds the VM's private key and drops what only a create needs.
     pub fn wipe(&mut self) {
         self.machine.spec.user_data = UserData(String::new());
         self.machine.candidates = Vec::new();

@@ -67,6 +67,7 @@ pub(crate) fn record(sandbox: &str) -> Record {
             edit_methods: Vec::new(),
             port: 15150,
             server_name: "podvm-web".to_owned(),
+            authority: None,
         },
         machine: Machine {
             spec: spec(sandbox, "web"),

@@ -256,6 +256,7 @@ fn tls_message(tls: &ClientTls) -> proto::Tls {
         min_version: tls.profile.min_version.clone(),
         cipher_suites: tls.profile.cipher_suites.clone(),
         skip_verify: tls.skip_verify,
+        any_time: tls.any_time,
     }
 }
 

@@ -203,6 +203,7 @@ fn tls(given: proto::Tls) -> ClientTls {
         client_key_pem: Secret::new(given.client_key_pem),
         profile: Profile { min_version: given.min_version, cipher_suites: given.cipher_suites },
         skip_verify: given.skip_verify,
+        any_time: given.any_time,
     }
 }
 

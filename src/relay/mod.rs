@@ -53,6 +53,7 @@ use tokio_util::sync::CancellationToken;
 pub use api::{Control, ControlError, Event, Held, Totals};
 pub use client::RelayClient;
 pub use sockets::{MAX_PATH, SocketError};
+pub use survival::take as survive;
 
 use crate::proto::relay::relay_server::RelayServer;
 use crate::shutdown::Tracker;
@@ -75,8 +76,7 @@ pub struct RelayOptions {
     pub allowed_uid: u32,
     /// This build's version, for people.
     pub build: String,
-    /// The whole process is the relay: it takes the highest survival priority, ignores SIGHUP and
-    /// may use as many descriptors as the hard limit allows. False where it is a guest, as in tests.
+    /// The whole process is the relay: it ignores SIGHUP. False where it is a guest, as in tests.
     pub own_process: bool,
 }
 
@@ -120,9 +120,6 @@ impl Relay {
     /// # Errors
     /// When something else stands at a path; a live process there is named with its id.
     pub async fn bind(options: RelayOptions) -> Result<Self, RelayError> {
-        if options.own_process {
-            survival::take();
-        }
         for socket in [&options.control_socket, &options.hypervisor_socket] {
             ensure_directory(sockets::check_path(socket)?, 0o755)?;
         }

@@ -2,3 +2,6 @@
 
 pub mod link;
 pub mod network;
+
+/// What the kernel lets a process do; both ends give up what they do not need.
+pub use peerpod_netlink::privilege;

@@ -7,7 +7,7 @@
 //!     vm.json               whose VM it is, its address, tags; no secrets
 //!     boot.json             what the guest needs for a start
 //!     init.json             which process is its init; there once it stands
-//!     media/cidata/user-data   0600
+//!     media/cidata/user-data   0600; gone once the guest has read it
 //!     console.log, console.log.1
 //! ```
 //! `vm.json` comes first and the directory goes last, each file appears whole or not at all: so a

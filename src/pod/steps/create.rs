@@ -69,6 +69,7 @@ fn record(
             edit_methods: plan.edit_methods,
             port: options.forwarder_port,
             server_name: plan.server_name,
+            authority: plan.authority,
         },
         machine: Machine {
             spec: plan.spec,

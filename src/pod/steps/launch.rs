@@ -41,7 +41,6 @@ pub(crate) async fn run(life: &Life) -> Result<Box<dyn Pulse>, StepError> {
     let ((), (), pulse) = tokio::try_join!(keep, attach, ready)?;
     life.step("connect", connect(life, &vm)).await?;
     life.advance(Event::Answered, |r| {
-        r.wipe();
         r.stage = Some(Stage::Ready);
         r.last_error = None;
     })

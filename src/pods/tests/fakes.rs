@@ -74,6 +74,7 @@ impl Planner for FakePlanner {
             size_reason: "the default".to_owned(),
             edit_methods: Vec::new(),
             server_name: name.to_string(),
+            authority: None,
         })
     }
 

@@ -67,6 +67,9 @@ pub struct Tls {
     pub cipher_suites: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bool, tag = "7")]
     pub skip_verify: bool,
+    /// The certificate's time does not count. A relay that does not know this field looks at it.
+    #[prost(bool, tag = "8")]
+    pub any_time: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CloseRequest {

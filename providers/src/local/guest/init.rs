@@ -21,6 +21,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, dup2_stdin, pipe2, sethostname};
+use zeroize::Zeroizing;
 
 use super::console::Console;
 use super::{Boot, Failed, doing};
@@ -57,7 +58,7 @@ fn run(boot: &Boot, console: &mut Console) -> Result<(), Failed> {
     let null = File::open("/dev/null").map_err(doing("open /dev/null"))?;
     // Standard input was the directory with the starter's lock on it.
     dup2_stdin(null).map_err(doing("let the directory go"))?;
-    let user_data = std::fs::read(directory::USER_DATA).map_err(doing("read user data"))?;
+    let user_data = take_user_data().map_err(doing("take the user data"))?;
     sethostname(boot.name.as_str()).map_err(doing("set the host name"))?;
     mounts(&user_data, console)?;
     chdir("/").map_err(doing("leave the VM's directory"))?;
@@ -71,6 +72,14 @@ fn run(boot: &Boot, console: &mut Console) -> Result<(), Failed> {
     let podvm = spawn(boot.podvm.as_os_str(), &[], &write).map_err(doing("start podvm"))?;
     drop(write);
     Vm { agent, podvm, output: Some(read) }.live(console)
+}
+
+/// Reads the user data and takes them off the worker's disk: a key is in them. A start that fails from
+/// here on is begun anew from the pod's record.
+fn take_user_data() -> std::io::Result<Zeroizing<Vec<u8>>> {
+    let user_data = std::fs::read(directory::USER_DATA).map(Zeroizing::new)?;
+    std::fs::remove_file(directory::USER_DATA)?;
+    Ok(user_data)
 }
 
 /// A private view of the file system: own /proc, /run and /media, all else as it is outside.

@@ -29,6 +29,7 @@ use ipnetwork::IpNetwork;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{ForkResult, fchdir, fork, pipe2, setsid};
 use peerpod_netlink::{Handle, Netns, NewLink, Route};
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,8 @@ fn leave_the_daemon() -> Result<(), Failed> {
     unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     setsid().map_err(doing("begin a session"))?;
     fchdir(std::io::stdin()).map_err(doing("enter the VM's directory (standard input)"))?;
+    // The daemon's own is for keys; a machine has this one.
+    umask(Mode::from_bits_truncate(0o022));
     // The daemon may be the last to be killed for want of memory; its VMs are not.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     Ok(())
