@@ -143,7 +143,9 @@ fn a_vm_has_namespaces_user_data_and_an_agent_of_its_own() {
         assert!(lab.console(&spec).contains("podvm says hello"));
         let record = std::fs::read_to_string(lab.vm_dir(&spec).join("vm.json")).unwrap();
         assert!(!record.contains("secret of"), "{record}");
-        for (file, mode) in [("", 0o700), ("vm.json", 0o600), ("media/cidata/user-data", 0o600)] {
+        let taken = lab.vm_dir(&spec).join("media/cidata/user-data");
+        assert!(!taken.exists(), "the guest has read its key and taken it off the worker's disk");
+        for (file, mode) in [("", 0o700), ("vm.json", 0o600), ("media/cidata", 0o700)] {
             let meta = std::fs::metadata(lab.vm_dir(&spec).join(file)).unwrap();
             assert_eq!(meta.permissions().mode() & 0o777, mode, "{file}");
         }
