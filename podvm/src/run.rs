@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use peerpod_tunnel::link::Secret;
+use peerpod_tunnel::link::session;
 use peerpod_tunnel::link::tls::{Profile, ServerTls};
 use peerpod_tunnel::network::guest::GuestNetwork;
 use podvm::apf::Apf;
@@ -74,7 +75,8 @@ async fn serve(args: &cli::Serve, config: &Path, stop: CancellationToken) -> any
     let apf = read_apf(config).await?;
     tracing::info!(namespace = %apf.pod_namespace, pod = %apf.pod_name, "configuration read");
     let tls = server_tls(args, &apf).await?;
-    let tls = tls.map(|tls| tls.config()).transpose().context("the forwarder's TLS")?;
+    let tls = tls.map(|tls| tls.config_offering(&[session::ALPN])).transpose();
+    let tls = tls.context("the forwarder's TLS")?;
     let network = guest_network(args, &apf)?;
     raise_file_limit();
     if let Some(guest) = &network {

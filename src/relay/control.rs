@@ -179,6 +179,7 @@ impl Service {
             bytes_to_vm: pod.traffic.to_vm.get(),
             bytes_to_shim: pod.traffic.to_shim.get(),
             idle_ms,
+            mode: pod.session.mode().to_owned(),
         }
     }
 
@@ -254,7 +255,7 @@ impl relay_server::Relay for Service {
             DialError::Unreachable(why) => status(Stage::Unreachable, why),
             DialError::Tls(why) => status(Stage::Tls, why),
         })?;
-        Ok(Response::new(proto::ConnectReply { mode: "raw".to_owned() }))
+        Ok(Response::new(proto::ConnectReply { mode: pod.session.mode().to_owned() }))
     }
 
     async fn close(

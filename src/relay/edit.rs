@@ -31,7 +31,6 @@ use tokio::sync::mpsc;
 
 use super::counters::Counter;
 use super::hub::Hub;
-use super::link::Link;
 use super::pipe::{End, LINGER, hung_up};
 use super::pod::Pod;
 use crate::proto::relay as proto;
@@ -53,7 +52,10 @@ const METHOD: u32 = 2;
 type Closed = mpsc::error::SendError<Frame>;
 
 /// Moves frames until one side ends.
-pub(super) async fn join(pod: &Pod, hub: &Arc<Hub>, shim: UnixStream, link: Link) -> End {
+pub(super) async fn join<L>(pod: &Pod, hub: &Arc<Hub>, shim: UnixStream, link: L) -> End
+where
+    L: AsyncRead + AsyncWrite,
+{
     let (shim_read, shim_write) = shim.into_split();
     let (vm_read, vm_write) = tokio::io::split(link);
     let (to_vm, for_vm) = mpsc::channel(QUEUE);

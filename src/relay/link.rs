@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
+use peerpod_tunnel::link::session::ALPN;
 use peerpod_tunnel::link::tls::{ClientTls, TlsError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
@@ -55,7 +56,7 @@ impl Configurations {
         if let Some(known) = all.iter().filter_map(Weak::upgrade).find(|k| k.given == given) {
             return Ok(known);
         }
-        let shared = Arc::new(Shared { config: given.config()?, given });
+        let shared = Arc::new(Shared { config: given.config_offering(&[ALPN])?, given });
         all.push(Arc::downgrade(&shared));
         Ok(shared)
     }
@@ -147,6 +148,14 @@ pub(super) enum Link {
 }
 
 impl Link {
+    /// Whether the VM has chosen a resumable session in TLS.
+    pub(super) fn is_resumable(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(ALPN),
+        }
+    }
+
     /// Whether it can still be used. A forwarder says nothing before it is spoken to, so whatever
     /// there is to read on an unused connection (an alert, an end) is a reason not to use it.
     pub(super) async fn is_fresh(&mut self) -> bool {

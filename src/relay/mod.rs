@@ -19,7 +19,8 @@
 //! | what breaks | what happens |
 //! |---|---|
 //! | node process | shims stay connected; unanswered calls are sent again to the next one |
-//! | link to a VM, established | the shim's connection on it is closed at once, LinkDown |
+//! | link to a VM, resumable | LinkDown, redialled until `give_up`; the shim's connections go on after it |
+//! | link to a VM, established, plain | the shim's connection on it is closed at once, LinkDown |
 //! | link to a VM, being made | LinkDown, redialled until `give_up`, then the connection is closed |
 //! | shim | its connections to node and VM are closed; when all are, ShimGone |
 //! | shim, StopVM unanswered | as above, and the StopVM goes on to the next node process |
@@ -37,7 +38,9 @@ mod link;
 mod pipe;
 mod pod;
 mod queue;
+mod session;
 mod sockets;
+mod stream;
 mod survival;
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@
 //!                 └──────────────── closed: shim gone, VM's end, given up, Close ◀────────────────┘
 //! ```
 //!
+//! A VM that speaks `peerpod-link/1` gets one connection, a session, and `joined` is a stream of it.
 //! Connect makes one link ahead, so that it can say whether the VM can be reached; the first
 //! connection that speaks gets it.
 
@@ -15,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv};
+use peerpod_tunnel::link::session::Stream;
 use std::os::fd::AsRawFd;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -28,7 +30,9 @@ use super::edit;
 use super::hub::{Hub, Side};
 use super::link::{DialError, Link, Target};
 use super::pipe::{End, Pipe, hung_up};
+use super::session::{Slot, Way};
 use super::sockets::{Allowed, Bound};
+use super::stream::StreamPipe;
 use crate::proto::relay as proto;
 use crate::shutdown::Tracker;
 use proto::to_node::Message;
@@ -49,6 +53,7 @@ pub(super) struct Pod {
     pub(super) traffic: Traffic,
     target: watch::Sender<Option<Arc<Target>>>,
     ahead: Mutex<Option<Link>>,
+    pub(super) session: Slot,
     /// One Connect at a time.
     connecting: tokio::sync::Mutex<()>,
     down: Mutex<Down>,
@@ -77,6 +82,7 @@ impl Pod {
             traffic: Traffic::default(),
             target: watch::Sender::new(None),
             ahead: Mutex::default(),
+            session: Slot::default(),
             connecting: tokio::sync::Mutex::default(),
             down: Mutex::default(),
             closed: CancellationToken::new(),
@@ -92,6 +98,7 @@ impl Pod {
         hub: &Arc<Hub>,
         tracker: &Tracker,
     ) {
+        self.session.run_under(tracker);
         let (pod, hub, tasks) = (self.clone(), hub.clone(), tracker.clone());
         // Boxed, here and below: a future that is wrapped is kept twice by the wrapper, and there
         // are three of these per pod.
@@ -130,7 +137,7 @@ impl Pod {
         }
     }
 
-    async fn connection(&self, shim: UnixStream, hub: &Arc<Hub>) {
+    async fn connection(self: &Arc<Self>, shim: UnixStream, hub: &Arc<Hub>) {
         let mut target = self.target.subscribe();
         if target.wait_for(Option::is_some).await.is_err() || !speaks(&shim).await {
             return;
@@ -143,15 +150,17 @@ impl Pod {
                 () = gone(&shim) => None,
             }
         });
-        let link = link.await;
-        let Some(link) = link else { return };
-        let end = if self.edit_methods.is_empty() {
-            Pipe::new(shim, link).run(&self.traffic).await
-        } else {
-            Box::pin(edit::join(self, hub, shim, link)).await
+        let Some(way) = link.await else { return };
+        let end = match (way, self.edit_methods.is_empty()) {
+            (Way::Plain(link), true) => Pipe::new(shim, link).run(&self.traffic).await,
+            (Way::Stream(stream), true) => StreamPipe::new(shim, stream).run(&self.traffic).await,
+            (Way::Plain(link), false) => Box::pin(edit::join(self, hub, shim, link)).await,
+            (Way::Stream(stream), false) => Box::pin(edit::join(self, hub, shim, stream)).await,
         };
         match end {
             End::Shim => tracing::debug!(sandbox = self.sandbox, "a shim connection ended"),
+            // Told once, by the session's keeper.
+            End::Vm(Some(error)) if Stream::lost(&error).is_some() => {}
             End::Vm(error) => self.vm_ended(hub, error),
         }
     }
@@ -166,21 +175,24 @@ impl Pod {
         self.tell_down(hub, reason, given_up);
     }
 
-    /// The link made ahead, or a new one; `None` when that was given up.
-    async fn link(&self, hub: &Hub) -> Option<Link> {
+    /// A stream of the session, the link made ahead, or a new one; `None` when that was given up.
+    async fn link(self: &Arc<Self>, hub: &Arc<Hub>) -> Option<Way> {
+        if let Some(stream) = self.session.stream() {
+            return Some(Way::Stream(stream));
+        }
         let ahead = lock(&self.ahead).take();
         if let Some(mut link) = ahead
             && link.is_fresh().await
         {
-            return Some(link);
+            return Some(Way::Plain(link));
         }
         let begin = Instant::now();
         let mut pause = REDIAL.0;
         loop {
             // Connect may have named another address meanwhile.
             let target = self.target.borrow().clone()?;
-            match self.dial(hub, &target).await {
-                Ok(link) => return Some(link),
+            match self.way(hub, &target).await {
+                Ok(way) => return way,
                 Err(e) => {
                     let given_up = begin.elapsed() + pause >= target.give_up;
                     self.tell_down(hub, e.to_string(), given_up);
@@ -194,26 +206,51 @@ impl Pod {
         }
     }
 
-    async fn dial(&self, hub: &Hub, target: &Target) -> Result<Link, DialError> {
+    /// A new connection to the VM, as it wants to be spoken to. `None` when the session that was made
+    /// has no room for one more stream.
+    async fn way(
+        self: &Arc<Self>,
+        hub: &Arc<Hub>,
+        target: &Target,
+    ) -> Result<Option<Way>, DialError> {
+        let link = self.dial_quietly(hub, target).await?;
+        if link.is_resumable() {
+            self.session.begin(self, hub, target.give_up, link).await?;
+            return Ok(self.session.stream().map(Way::Stream));
+        }
+        self.session.plain();
+        self.tell_up(hub);
+        Ok(Some(Way::Plain(link)))
+    }
+
+    /// One attempt, which is counted.
+    pub(super) async fn dial_quietly(&self, hub: &Hub, target: &Target) -> Result<Link, DialError> {
         let dialled = target.dial().await;
         match &dialled {
-            Ok(_) => {
-                hub.counters.links_made.add(1);
-                self.tell_up(hub);
-            }
+            Ok(_) => hub.counters.links_made.add(1),
             Err(_) => hub.counters.links_failed.add(1),
         }
         dialled
     }
 
     /// Makes a link ahead and lets connections use `target`. The same target again changes nothing.
-    pub(super) async fn connect(&self, hub: &Hub, target: Target) -> Result<(), DialError> {
+    pub(super) async fn connect(
+        self: &Arc<Self>,
+        hub: &Arc<Hub>,
+        target: Target,
+    ) -> Result<(), DialError> {
         let _one = self.connecting.lock().await;
         if self.target.borrow().as_ref().is_some_and(|known| known.same(&target)) {
             return Ok(());
         }
-        let link = self.dial(hub, &target).await?;
-        *lock(&self.ahead) = Some(link);
+        let link = self.dial_quietly(hub, &target).await?;
+        if link.is_resumable() {
+            self.session.begin(self, hub, target.give_up, link).await?;
+        } else {
+            self.session.plain();
+            self.tell_up(hub);
+            *lock(&self.ahead) = Some(link);
+        }
         self.target.send_replace(Some(Arc::new(target)));
         Ok(())
     }
@@ -222,6 +259,7 @@ impl Pod {
     pub(super) async fn close(&self) {
         self.closed.cancel();
         lock(&self.ahead).take();
+        self.session.close("the pod is closed");
         let accepting = lock(&self.accepting).take();
         if let Some(task) = accepting {
             // It ends at once, whether well or by a panic.
@@ -239,12 +277,17 @@ impl Pod {
         self.closed.is_cancelled()
     }
 
+    /// Waits until [`Pod::close`] has begun.
+    pub(super) async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
     /// What was last told, if the link has not been up since.
     pub(super) fn down(&self) -> Option<proto::LinkDown> {
         lock(&self.down).told.clone()
     }
 
-    fn tell_down(&self, hub: &Hub, reason: String, given_up: bool) {
+    pub(super) fn tell_down(&self, hub: &Hub, reason: String, given_up: bool) {
         let message = proto::LinkDown { sandbox: self.sandbox.clone(), reason, given_up };
         {
             let mut down = lock(&self.down);
@@ -259,7 +302,7 @@ impl Pod {
         hub.emit(Message::LinkDown(message));
     }
 
-    fn tell_up(&self, hub: &Hub) {
+    pub(super) fn tell_up(&self, hub: &Hub) {
         let was_down = lock(&self.down).told.take().is_some();
         if was_down {
             tracing::info!(sandbox = self.sandbox, "link up");

@@ -9,6 +9,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -18,11 +19,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::Shared;
 use super::agent::AgentError;
 use super::requests::{READ, Requests, RequestsError};
 use super::responses::{self, ResponsesError};
+use super::{Shared, session};
 
 /// Time for a handshake, waiting for its turn included.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -56,7 +58,8 @@ enum End {
 pub(super) async fn serve(
     tcp: TcpStream,
     peer: SocketAddr,
-    shared: &Shared,
+    shared: &Arc<Shared>,
+    tasks: &TaskTracker,
     stop: &CancellationToken,
 ) {
     if let Err(error) = tune(&tcp) {
@@ -64,7 +67,7 @@ pub(super) async fn serve(
     }
     let stream = BufReader::with_capacity(SOCKET_READ, tcp);
     let Some(acceptor) = &shared.tls else {
-        return Box::pin(forward(stream, peer, shared, stop)).await;
+        return Box::pin(forward(stream, peer, shared, stop, shared.frame_stall)).await;
     };
     let handshake = async {
         // A peer that says nothing takes nobody's turn.
@@ -78,7 +81,12 @@ pub(super) async fn serve(
         () = stop.cancelled() => return,
     };
     match done {
-        Ok(Ok(stream)) => Box::pin(forward(stream, peer, shared, stop)).await,
+        Ok(Ok(stream)) if session::is_chosen(&stream) => {
+            Box::pin(session::serve(stream, peer, shared, tasks, stop)).await;
+        }
+        Ok(Ok(stream)) => {
+            Box::pin(forward(stream, peer, shared, stop, shared.frame_stall)).await;
+        }
         // Somebody looked whether the port is open.
         Ok(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
             tracing::debug!(%peer, "TLS handshake: {error}");
@@ -100,14 +108,21 @@ fn tune(tcp: &TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-async fn forward<S>(stream: S, peer: SocketAddr, shared: &Shared, stop: &CancellationToken)
-where
+/// Joins a stream of bytes to the agent until one of both ends. `stall` is how long a frame that has
+/// begun may stand still.
+pub(super) async fn forward<S>(
+    stream: S,
+    peer: SocketAddr,
+    shared: &Shared,
+    stop: &CancellationToken,
+    stall: Duration,
+) where
     S: AsyncRead + AsyncWrite,
 {
     let (mut from, mut to) = tokio::io::split(stream);
     let moves = AtomicU64::new(0);
     let end = tokio::select! {
-        end = converse(&mut from, &mut to, shared, &moves) => end,
+        end = converse(&mut from, &mut to, shared, &moves, stall) => end,
         () = quiet(stop, &moves) => End::Stopped,
     };
     match end {
@@ -136,7 +151,13 @@ async fn quiet(stop: &CancellationToken, moves: &AtomicU64) {
     }
 }
 
-async fn converse<R, W>(from: &mut R, to: &mut W, shared: &Shared, moves: &AtomicU64) -> End
+async fn converse<R, W>(
+    from: &mut R,
+    to: &mut W,
+    shared: &Shared,
+    moves: &AtomicU64,
+    stall: Duration,
+) -> End
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -157,7 +178,7 @@ where
         buffer,
         edits: &shared.edits,
         notices: &shared.notices,
-        stall: shared.frame_stall,
+        stall,
         answers,
     };
     let responses = responses::pass(&mut agent_from, to, &mut taken, moved);

@@ -6,6 +6,9 @@
 //!   worker ──┤ ≤ 1024 connections           ├─ first byte ─▶ agent.connect ─┬─ requests ─▶ edits ─▶ agent
 //!            └ client certificate           ┘                               └◀ responses, bytes ───
 //! ```
+//!
+//! A worker that offers `peerpod-link/1` gets a session: each of its streams is served as a connection
+//! of its own would be.
 
 mod agent;
 mod connection;
@@ -13,15 +16,17 @@ mod edit;
 mod notice;
 mod requests;
 mod responses;
+mod session;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peerpod_tunnel::link::session::Sessions;
 use podvm::contract::FORWARDER_PORT;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +42,12 @@ const CONNECTIONS: usize = 1024;
 const HANDSHAKES: usize = 64;
 /// How long connections may go on after the signal to stop.
 const DRAIN: Duration = Duration::from_secs(5);
+/// How often sessions without a connection are looked at.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long sessions may take to say that they are over.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Between two looks whether streams are still in use, once the process is to stop.
+const STREAMS: Duration = Duration::from_millis(50);
 /// Pause after the kernel could not give a connection (no files or memory left).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -73,6 +84,7 @@ struct Shared {
     connections: Arc<Semaphore>,
     handshakes: Semaphore,
     notices: Notices,
+    sessions: Sessions,
 }
 
 /// A forwarder that listens.
@@ -99,6 +111,7 @@ impl Forwarder {
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             handshakes: Semaphore::new(HANDSHAKES),
             notices: Notices::default(),
+            sessions: Sessions::new(&format!("podvm {}", env!("CARGO_PKG_VERSION"))),
         };
         Ok(Self { listener, shared: Arc::new(shared) })
     }
@@ -111,6 +124,7 @@ impl Forwarder {
     /// Serves until told to stop, then lets connections come to rest.
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let tasks = TaskTracker::new();
+        let mut look = tokio::time::interval(LOOK);
         loop {
             tokio::select! {
                 accepted = self.listener.accept() => match accepted {
@@ -120,13 +134,19 @@ impl Forwarder {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
+                _ = look.tick() => match self.shared.sessions.expire() {
+                    0 => {}
+                    sessions => tracing::info!(sessions, "forgotten: nobody came back for them"),
+                },
                 () = stop.cancelled() => break,
             }
         }
         drop(self.listener);
         tasks.close();
-        if tokio::time::timeout(DRAIN, tasks.wait()).await.is_err() {
+        if tokio::time::timeout(DRAIN, rest(&self.shared.sessions, &tasks)).await.is_err() {
             tracing::warn!(connections = tasks.len(), "cut after {DRAIN:?}");
+            self.shared.sessions.close("the VM's forwarder stops");
+            let _ = tokio::time::timeout(LAST_WORDS, tasks.wait()).await;
         }
     }
 
@@ -137,17 +157,35 @@ impl Forwarder {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) {
-        let Ok(permit) = self.shared.connections.clone().try_acquire_owned() else {
-            let notices = &self.shared.notices;
-            notices.say(|| tracing::warn!(%peer, "refused: {CONNECTIONS} connections are open"));
-            return;
-        };
-        let (shared, stop) = (self.shared.clone(), stop.clone());
+        let Some(permit) = self.shared.permit(peer) else { return };
+        let (shared, stop, all) = (self.shared.clone(), stop.clone(), tasks.clone());
         tasks.spawn(async move {
-            connection::serve(stream, peer, &shared, &stop).await;
+            connection::serve(stream, peer, &shared, &all, &stop).await;
             drop(permit);
         });
     }
+}
+
+impl Shared {
+    /// Room for one more connection, or stream of one.
+    fn permit(&self, peer: SocketAddr) -> Option<OwnedSemaphorePermit> {
+        let permit = self.connections.clone().try_acquire_owned().ok();
+        if permit.is_none() {
+            let line = || tracing::warn!(%peer, "refused: {CONNECTIONS} connections are open");
+            self.notices.say(line);
+        }
+        permit
+    }
+}
+
+/// Waits until all connections are at rest. A session's ends once no stream of it is in use, and
+/// tells the worker so.
+async fn rest(sessions: &Sessions, tasks: &TaskTracker) {
+    while sessions.streams() > 0 {
+        tokio::time::sleep(STREAMS).await;
+    }
+    sessions.close("the VM's forwarder stops");
+    tasks.wait().await;
 }
 
 /// IPv6's any-address takes IPv4 too; a kernel without IPv6 gets the other one.

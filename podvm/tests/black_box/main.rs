@@ -13,5 +13,6 @@ mod certs;
 mod hostile;
 mod lab;
 mod network;
+mod session;
 mod standin;
 mod userdata;

@@ -43,6 +43,7 @@ pub struct ConnectRequest {
     #[prost(uint32, tag = "4")]
     pub give_up_ms: u32,
 }
+/// How the link carries bytes: plain (a connection each) or peerpod-link/1 (a session).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConnectReply {
     #[prost(string, tag = "1")]
@@ -147,6 +148,9 @@ pub struct Held {
     /// For how long both counts have been 0; 0 while one is not.
     #[prost(uint64, tag = "9")]
     pub idle_ms: u64,
+    /// How the link carries bytes: plain, peerpod-link/1, or empty while there is none.
+    #[prost(string, tag = "10")]
+    pub mode: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FromNode {

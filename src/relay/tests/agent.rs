@@ -58,7 +58,7 @@ async fn every_connection_has_its_own_way_to_the_vm() {
     }
 }
 
-fn noise(length: usize) -> Vec<u8> {
+pub(super) fn noise(length: usize) -> Vec<u8> {
     let mut x = 1_u32;
     let next = || {
         x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -4,6 +4,7 @@ mod agent;
 mod control;
 mod edit;
 mod hypervisor;
+mod session;
 mod sockets;
 
 use std::net::SocketAddr;

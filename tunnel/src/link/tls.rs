@@ -153,6 +153,14 @@ impl ClientTls {
     /// # Errors
     /// Names the part that cannot be used.
     pub fn config(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        self.config_offering(&[])
+    }
+
+    /// The same, offering protocols by ALPN. A server that knows nothing of ALPN chooses none.
+    ///
+    /// # Errors
+    /// Names the part that cannot be used.
+    pub fn config_offering(&self, protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, TlsError> {
         let versions = self.profile.versions()?;
         let provider = self.profile.provider()?;
         let builder = ClientConfig::builder_with_provider(provider.clone())
@@ -169,6 +177,7 @@ impl ClientTls {
         };
         // One connection a pod and process: tickets would only hold memory.
         config.resumption = rustls::client::Resumption::disabled();
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
         Ok(Arc::new(config))
     }
 
@@ -218,6 +227,15 @@ impl ServerTls {
     /// # Errors
     /// Names the part that cannot be used.
     pub fn config(&self) -> Result<Arc<ServerConfig>, TlsError> {
+        self.config_offering(&[])
+    }
+
+    /// The same, choosing one of these protocols by ALPN if the client offers it. A client that
+    /// offers none is served as ever.
+    ///
+    /// # Errors
+    /// Names the part that cannot be used.
+    pub fn config_offering(&self, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
         let provider = self.profile.provider()?;
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(self.profile.versions()?)?;
@@ -235,6 +253,7 @@ impl ServerTls {
             key("tls-server-key", &self.key_pem)?,
         )?;
         config.send_tls13_tickets = 0;
+        config.alpn_protocols = protocols.iter().map(|p| p.to_vec()).collect();
         Ok(Arc::new(config))
     }
 }

@@ -188,6 +188,11 @@ impl Sessions {
         self.all().len()
     }
 
+    /// Streams of all of them.
+    pub fn streams(&self) -> usize {
+        self.all().values().map(|entry| entry.link.size().0).sum()
+    }
+
     /// Bytes kept for all of them.
     pub fn memory(&self) -> usize {
         self.all().values().map(|entry| entry.link.size().1).sum()

@@ -1,0 +1,231 @@
+//! A pod's resumable session with its VM, for VMs that speak `peerpod-link/1`.
+//!
+//! ```text
+//!               TLS chose the session              WELCOME
+//!   (none) ───────────────────────▶ greeting ─────────────────▶ stands ◀───── WELCOME ──────┐
+//!     ▲                                │                          │ broken: LinkDown         │
+//!     │                                └─ fails: as a dial fails  ▼                          │
+//!     └──── GONE, closed by the VM, or `give_up` over ◀──────── redialling ──────────────────┘
+//!           LinkDown{given_up}: the shims' connections are closed
+//! ```
+//!
+//! While it is being redialled the shims' connections stay, and nothing of what they said is lost.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use peerpod_tunnel::link::session::{Ended, Link as Session, Over, Refusal, Stream};
+use tokio::time::{Instant, timeout};
+
+use super::hub::Hub;
+use super::link::{DialError, Link};
+use super::pod::Pod;
+use crate::shutdown::Tracker;
+
+/// What Connect and List call the two modes.
+pub(super) const PLAIN: &str = "plain";
+pub(super) const RESUMABLE: &str = "peerpod-link/1";
+
+/// Who we are, for VMs.
+const BUILD: &str = concat!("peerpodd ", env!("CARGO_PKG_VERSION"));
+/// How much longer than we go on dialling the VM keeps the session.
+const SPARE: Duration = Duration::from_secs(30);
+/// How long the VM may take to answer the greeting.
+const GREETING: Duration = Duration::from_secs(3);
+/// How long the word that all is over may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// Pauses between attempts to reach the VM again: the first, doubled up to the last.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+
+/// A shim connection's way to the VM.
+#[derive(Debug)]
+pub(super) enum Way {
+    /// A TLS connection of its own.
+    Plain(Link),
+    /// A stream of the pod's session.
+    Stream(Stream),
+}
+
+/// The session that a pod has, or not.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    session: Mutex<Option<Session>>,
+    mode: Mutex<&'static str>,
+    /// One is made at a time.
+    making: tokio::sync::Mutex<()>,
+    tracker: OnceLock<Tracker>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Each change under these locks is one assignment.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Slot {
+    /// Whose tasks those of sessions are.
+    pub(super) fn run_under(&self, tracker: &Tracker) {
+        // Set once, when the pod's socket is served.
+        let _ = self.tracker.set(tracker.clone());
+    }
+
+    /// How the last connection came about; empty before the first.
+    pub(super) fn mode(&self) -> &'static str {
+        *lock(&self.mode)
+    }
+
+    /// The session that stands or is being redialled.
+    pub(super) fn session(&self) -> Option<Session> {
+        lock(&self.session).clone().filter(|session| session.over().is_none())
+    }
+
+    /// A new stream, if there is a session to open it on.
+    pub(super) fn stream(&self) -> Option<Stream> {
+        self.session()?.open()
+    }
+
+    /// A connection came about without a session.
+    pub(super) fn plain(&self) {
+        *lock(&self.mode) = PLAIN;
+    }
+
+    /// Makes a session over a connection on which TLS has chosen it; returns once the VM has
+    /// answered. If another one was made in the meantime, that is as good.
+    pub(super) async fn begin(
+        &self,
+        pod: &Arc<Pod>,
+        hub: &Arc<Hub>,
+        give_up: Duration,
+        link: Link,
+    ) -> Result<(), DialError> {
+        let _one = self.making.lock().await;
+        if self.session().is_some() {
+            return Ok(());
+        }
+        let Some(tracker) = self.tracker.get() else {
+            return Err(DialError::Unreachable("the pod is not served yet".to_owned()));
+        };
+        let session = Session::worker(BUILD, give_up + SPARE);
+        let keeper = Keeper { pod: pod.clone(), hub: hub.clone(), session: session.clone() };
+        tracker.spawn("relay: session", Box::pin(keeper.keep(link)));
+        let failed =
+            |why: String| DialError::Unreachable(format!("connected, but no session: {why}"));
+        match timeout(GREETING, session.joined()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(over)) => return Err(failed(over.to_string())),
+            Err(_) => {
+                session.end(Over::Ended("no answer".to_owned()));
+                return Err(failed(format!("no answer within {GREETING:?}")));
+            }
+        }
+        *lock(&self.session) = Some(session);
+        *lock(&self.mode) = RESUMABLE;
+        Ok(())
+    }
+
+    /// Ends the session; the VM is told by its keeper.
+    pub(super) fn close(&self, reason: &str) {
+        if let Some(session) = lock(&self.session).take() {
+            session.close(reason);
+        }
+    }
+}
+
+/// The task that owns a session's connection.
+struct Keeper {
+    pod: Arc<Pod>,
+    hub: Arc<Hub>,
+    session: Session,
+}
+
+impl Keeper {
+    async fn keep(self, first: Link) {
+        let mut link = Some(first);
+        // Since when there is no connection, unless there was none yet.
+        let mut broken: Option<Instant> = None;
+        loop {
+            let Some(connection) = link.take() else { return };
+            let why = match self.run(connection, &mut broken).await {
+                Ended::Broken(why) => why,
+                Ended::Replaced => return,
+                Ended::Over(over) => return self.over(&over),
+            };
+            if self.pod.closing() {
+                return self.session.end(Over::Ended("the pod is closed".to_owned()));
+            }
+            let Some(since) = broken else {
+                // It never stood; whoever asked for it hears why.
+                return self.session.end(Over::Ended(why));
+            };
+            let reason = format!("the connection to the VM broke: {why}");
+            self.pod.tell_down(&self.hub, reason, false);
+            link = tokio::select! {
+                link = self.redial(since) => link,
+                () = self.pod.closed() => None,
+            };
+        }
+    }
+
+    /// One connection, from its greeting to its end. Once it has stood, `broken` is when it ended.
+    async fn run(&self, link: Link, broken: &mut Option<Instant>) -> Ended {
+        let mut run = std::pin::pin!(self.session.run(link));
+        let mut stood = false;
+        loop {
+            let ended = tokio::select! {
+                biased;
+                ended = &mut run => ended,
+                joined = self.session.joined(), if !stood => {
+                    stood = joined.is_ok();
+                    if stood {
+                        self.pod.tell_up(&self.hub);
+                        continue;
+                    }
+                    (&mut run).await
+                }
+                () = self.pod.closed() => {
+                    self.session.close("the pod is closed");
+                    let farewell = timeout(FAREWELL, &mut run).await;
+                    farewell.unwrap_or_else(|_| Ended::Over(Over::Ended("closed".to_owned())))
+                }
+            };
+            if stood {
+                *broken = Some(Instant::now());
+            }
+            return ended;
+        }
+    }
+
+    /// Dials until `give_up` after `since` is over; then the session is, too.
+    async fn redial(&self, since: Instant) -> Option<Link> {
+        let mut pause = REDIAL.0;
+        loop {
+            // Connect may have named another address meanwhile.
+            let target = self.pod.target()?;
+            let failed = match self.pod.dial_quietly(&self.hub, &target).await {
+                Ok(link) if link.is_resumable() => return Some(link),
+                // What lives there now cannot have the session.
+                Ok(_) => {
+                    self.over(&Over::Refused(Refusal::Unknown));
+                    return None;
+                }
+                Err(error) => error.to_string(),
+            };
+            let given_up = since.elapsed() + pause >= target.give_up;
+            self.pod.tell_down(&self.hub, failed.clone(), given_up);
+            if given_up {
+                let why = format!("given up after {:?}: {failed}", target.give_up);
+                self.session.end(Over::Ended(why));
+                return None;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(REDIAL.1);
+        }
+    }
+
+    /// The VM has no such session any more, or has ended it.
+    fn over(&self, over: &Over) {
+        if !self.pod.closing() {
+            self.pod.tell_down(&self.hub, over.to_string(), true);
+        }
+        self.session.end(over.clone());
+    }
+}
