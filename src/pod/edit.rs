@@ -41,11 +41,17 @@ pub fn add_gpu_annotation(request: &Bytes) -> Result<Bytes, WireError> {
 
 /// The spec without an entry of our key, should a shim have sent one.
 fn without_entry(oci: &[u8]) -> Result<Vec<u8>, WireError> {
-    let fields = wire::fields(oci)?;
     let ours = |f: &wire::Field<'_>| {
         f.number == ANNOTATIONS && f.content.and_then(|c| wire::text(c, KEY)) == Some(CDI_KEY)
     };
-    Ok(fields.iter().filter(|f| !ours(f)).flat_map(|f| f.raw).copied().collect())
+    let mut out = Vec::with_capacity(oci.len() + 64);
+    for field in wire::walk(oci) {
+        let field = field?;
+        if !ours(&field) {
+            out.extend_from_slice(field.raw);
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -11,15 +11,15 @@
 //! an earlier one, so what stands behind a long payload is looked at before it passes.
 
 use super::frame::{FrameError, HEADER, Header, Kind};
-use super::wire::{LENGTH_DELIMITED, fields, varint};
+use super::wire::{LENGTH_DELIMITED, number, varint, walk};
 
 /// Longest part behind a payload that is waited for (deadline and metadata); a request with a longer
 /// one is looked at as a whole.
 const TAIL: usize = 64 << 10;
 
-const SERVICE: u64 = 1;
-const METHOD: u64 = 2;
-const PAYLOAD: u64 = 3;
+const SERVICE: u32 = 1;
+const METHOD: u32 = 2;
+const PAYLOAD: u32 = 3;
 
 /// What may be done with the bytes at the front.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ impl<W: Fn(&[u8], &[u8]) -> bool> Gate<W> {
         let (mut service, mut method) = (None, None);
         let mut at = 0;
         while at < header.length {
-            let Some((number, begin, end)) = field(payload, at) else {
+            let Some((number, text, begin, end)) = field(payload, at) else {
                 // Broken, or cut where the bytes end.
                 return if payload.len() == header.length { Look::Held } else { Look::Unclear };
             };
@@ -123,8 +123,9 @@ impl<W: Fn(&[u8], &[u8]) -> bool> Gate<W> {
                 return Look::Held;
             }
             match number {
-                SERVICE => service = payload.get(begin..end),
-                METHOD => method = payload.get(begin..end),
+                // Other readers skip a name that is no text, and keep the one before it.
+                SERVICE if text => service = payload.get(begin..end),
+                METHOD if text => method = payload.get(begin..end),
                 _ => {}
             }
             if end > payload.len() {
@@ -154,9 +155,11 @@ enum Look {
     Unclear,
 }
 
-/// Number of the field at `at`, and where its content begins and ends (perhaps behind the bytes).
-fn field(payload: &[u8], mut at: usize) -> Option<(u64, usize, usize)> {
+/// Number of the field at `at`, whether it is text, and where its content begins and ends (perhaps
+/// behind the bytes).
+fn field(payload: &[u8], mut at: usize) -> Option<(u32, bool, usize, usize)> {
     let tag = varint(payload, &mut at)?;
+    let number = number(tag)?;
     let begin = at;
     let end = match tag & 7 {
         0 => {
@@ -166,20 +169,22 @@ fn field(payload: &[u8], mut at: usize) -> Option<(u64, usize, usize)> {
         1 => at + 8,
         LENGTH_DELIMITED => {
             let length = usize::try_from(varint(payload, &mut at)?).ok()?;
-            return Some((tag >> 3, at, at.checked_add(length)?));
+            return Some((number, true, at, at.checked_add(length)?));
         }
         5 => at + 4,
         _ => return None,
     };
-    Some((tag >> 3, begin, end))
+    Some((number, false, begin, end))
 }
 
 fn check_tail(tail: &[u8]) -> Result<(), FrameError> {
-    let named = |number: u32| u64::from(number) == SERVICE || u64::from(number) == METHOD;
-    match fields(tail) {
-        Ok(all) if !all.iter().any(|f| named(f.number)) => Ok(()),
-        _ => Err(FrameError::NamedTwice),
+    for field in walk(tail) {
+        match field {
+            Ok(field) if field.number != SERVICE && field.number != METHOD => {}
+            _ => return Err(FrameError::NamedTwice),
+        }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -262,6 +267,17 @@ mod tests {
         let bytes = wire(&[frame.clone()]);
         assert!(matches!(run(&bytes, 100), Err(FrameError::NamedTwice)));
         assert_eq!(run(&bytes, bytes.len()).expect("whole").1, [frame.payload]);
+    }
+
+    #[test]
+    fn a_name_of_another_type_does_not_hide_the_method() {
+        let mut frame = request("Stop", vec![], 0);
+        // Field 2 once more, as a number: whoever reads text there skips it.
+        frame.payload = [&frame.payload[..], b"\x10\x05"].concat().into();
+        let bytes = wire(&[frame.clone()]);
+        for chunk in [1, 7, 100] {
+            assert_eq!(run(&bytes, chunk).expect("run").1, std::slice::from_ref(&frame.payload));
+        }
     }
 
     #[test]

@@ -24,29 +24,49 @@ pub(super) const LENGTH_DELIMITED: u64 = 2;
 /// # Errors
 /// Where it breaks off or is no protobuf.
 pub fn fields(message: &[u8]) -> Result<Vec<Field<'_>>, WireError> {
-    let mut found = Vec::new();
+    walk(message).collect()
+}
+
+/// Takes a message apart field by field, without memory of its own: of a message of the longest
+/// kind, [`fields`] would be twenty times as long. Nothing comes after an error.
+pub fn walk(message: &[u8]) -> impl Iterator<Item = Result<Field<'_>, WireError>> {
     let mut at = 0;
-    while at < message.len() {
-        let begin = at;
-        let broken = WireError(begin);
-        let tag = varint(message, &mut at).ok_or(broken)?;
-        let number = u32::try_from(tag >> 3).ok().filter(|n| *n > 0).ok_or(broken)?;
-        let mut content = None;
-        match tag & 7 {
-            0 => drop(varint(message, &mut at).ok_or(broken)?),
-            1 => at += 8,
-            LENGTH_DELIMITED => {
-                let length = varint(message, &mut at).and_then(|l| usize::try_from(l).ok());
-                let end = length.and_then(|l| at.checked_add(l)).ok_or(broken)?;
-                content = Some(message.get(at..end).ok_or(broken)?);
-                at = end;
-            }
-            5 => at += 4,
-            _ => return Err(broken),
+    std::iter::from_fn(move || {
+        if at >= message.len() {
+            return None;
         }
-        found.push(Field { number, content, raw: message.get(begin..at).ok_or(broken)? });
+        let begin = at;
+        let found = field(message, &mut at).ok_or(WireError(begin));
+        if found.is_err() {
+            at = message.len();
+        }
+        Some(found)
+    })
+}
+
+fn field<'a>(message: &'a [u8], at: &mut usize) -> Option<Field<'a>> {
+    let begin = *at;
+    let tag = varint(message, at)?;
+    let number = number(tag)?;
+    let mut content = None;
+    match tag & 7 {
+        0 => drop(varint(message, at)?),
+        1 => *at += 8,
+        LENGTH_DELIMITED => {
+            let length = usize::try_from(varint(message, at)?).ok()?;
+            let end = at.checked_add(length)?;
+            content = Some(message.get(*at..end)?);
+            *at = end;
+        }
+        5 => *at += 4,
+        _ => return None,
     }
-    Ok(found)
+    Some(Field { number, content, raw: message.get(begin..*at)? })
+}
+
+/// The field that a tag names; protobuf has numbers from 1 to 2^29 - 1.
+pub(super) fn number(tag: u64) -> Option<u32> {
+    u32::try_from(tag >> 3).ok().filter(|n| (1..1 << 29).contains(n))
 }
 
 pub(super) fn varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
@@ -77,11 +97,15 @@ pub fn put(out: &mut Vec<u8>, number: u32, content: &[u8]) {
     out.extend_from_slice(content);
 }
 
-/// The text of the last occurrence of a field, as protobuf wants it.
+/// The text of the last occurrence of a field, as protobuf wants it. Occurrences of another type than
+/// text do not count: other readers skip them, too.
 pub fn text(message: &[u8], number: u32) -> Option<&str> {
-    let all = fields(message).ok()?;
-    let content = all.iter().rev().find(|f| f.number == number)?.content?;
-    std::str::from_utf8(content).ok()
+    let mut last = None;
+    for field in walk(message) {
+        let field = field.ok()?;
+        last = field.content.filter(|_| field.number == number).or(last);
+    }
+    std::str::from_utf8(last?).ok()
 }
 
 /// Gives every occurrence of a field another content; the rest stays byte for byte.
@@ -94,7 +118,8 @@ pub fn map<E: From<WireError>>(
     mut change: impl FnMut(&[u8]) -> Result<Vec<u8>, E>,
 ) -> Result<Vec<u8>, E> {
     let mut out = Vec::with_capacity(message.len() + 64);
-    for field in fields(message)? {
+    for field in walk(message) {
+        let field = field?;
         match field.content {
             Some(content) if field.number == number => put(&mut out, number, &change(content)?),
             _ => out.extend_from_slice(field.raw),
@@ -108,8 +133,14 @@ pub fn map<E: From<WireError>>(
 /// # Errors
 /// When the message is no protobuf.
 pub fn without(message: &[u8], number: u32) -> Result<Vec<u8>, WireError> {
-    let all = fields(message)?;
-    Ok(all.iter().filter(|f| f.number != number).flat_map(|f| f.raw).copied().collect())
+    let mut out = Vec::with_capacity(message.len());
+    for field in walk(message) {
+        let field = field?;
+        if field.number != number {
+            out.extend_from_slice(field.raw);
+        }
+    }
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -128,8 +159,21 @@ mod tests {
     }
 
     #[test]
+    fn a_field_of_another_type_does_not_hide_the_text_before_it() {
+        assert_eq!(text(b"\x12\x03dns\x10\x05", 2), Some("dns"));
+        assert_eq!(text(b"\x10\x05", 2), None);
+    }
+
+    #[test]
     fn what_breaks_off_is_an_error() {
-        for broken in [&b"\x12\x05ab"[..], b"\x08", b"\x0b", b"\x00\x00", b"\x4d\x01"] {
+        for broken in [
+            &b"\x12\x05ab"[..],
+            b"\x08",
+            b"\x0b",
+            b"\x00\x00",
+            b"\x4d\x01",
+            b"\x80\x80\x80\x80\x10\x01",
+        ] {
             assert!(fields(broken).is_err(), "{broken:?}");
         }
     }
