@@ -9,4 +9,5 @@
 pub mod apf;
 pub mod cloud_config;
 pub mod contract;
+pub mod edit;
 pub mod initdata;

@@ -12,7 +12,6 @@
 
 mod agent;
 mod connection;
-mod edit;
 mod notice;
 mod requests;
 mod responses;
@@ -25,6 +24,7 @@ use std::time::Duration;
 
 use peerpod_tunnel::link::session::Sessions;
 use podvm::contract::FORWARDER_PORT;
+use podvm::edit::Edits;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
@@ -33,7 +33,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use agent::Agent;
-use edit::Edits;
 use notice::Notices;
 
 /// Connections at once; a pod has a handful.

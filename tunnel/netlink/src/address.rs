@@ -98,7 +98,7 @@ pub(crate) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn read(message: Message) -> Option<(u32, IpNetwork)> {
+pub(crate) fn read(message: Message) -> Option<(u32, IpNetwork)> {
     let Message::NewAddress(message) = message else {
         return None;
     };

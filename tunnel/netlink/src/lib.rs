@@ -5,6 +5,8 @@
 
 pub mod address;
 pub mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod link;
 pub mod neighbour;
 pub mod netns;

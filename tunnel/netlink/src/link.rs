@@ -324,7 +324,7 @@ fn describe<'a>(new: &NewLink<'a>) -> (&'a str, Vec<LinkAttribute>) {
     }
 }
 
-fn read(message: Message) -> Option<Link> {
+pub(crate) fn read(message: Message) -> Option<Link> {
     let Message::NewLink(message) = message else {
         return None;
     };

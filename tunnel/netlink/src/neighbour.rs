@@ -63,7 +63,7 @@ impl Handle {
     }
 }
 
-fn read(message: Message) -> Option<Neighbour> {
+pub(crate) fn read(message: Message) -> Option<Neighbour> {
     let Message::NewNeighbour(message) = message else {
         return None;
     };

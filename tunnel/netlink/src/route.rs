@@ -162,7 +162,7 @@ impl Handle {
     }
 }
 
-fn read(message: Message, name: &impl Fn(u32) -> Option<String>) -> Option<Route> {
+pub(crate) fn read(message: Message, name: &impl Fn(u32) -> Option<String>) -> Option<Route> {
     let Message::NewRoute(message) = message else {
         return None;
     };

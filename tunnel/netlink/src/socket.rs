@@ -80,35 +80,42 @@ impl Handle {
         let mut found = Vec::new();
         loop {
             let (bytes, _) = self.socket.recv_from_full().map_err(Error::Socket)?;
-            for raw in messages(&bytes) {
-                if let Some(code) = error_code(raw) {
-                    if sequence_of(raw) != sequence {
-                        continue;
-                    }
-                    return match code {
-                        0 => Ok(found),
-                        code => {
-                            let source = io::Error::from_raw_os_error(-code);
-                            Err(kernel(operation, source, extended_ack(raw)))
-                        }
-                    };
-                }
-                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(raw);
-                let message = message.map_err(|e| Error::Answer {
-                    operation: operation.to_owned(),
-                    reason: e.to_string(),
-                })?;
-                if message.header.sequence_number != sequence {
-                    continue;
-                }
-                match message.payload {
-                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
-                    NetlinkPayload::Done(_) => return Ok(found),
-                    _ => {}
-                }
+            if take(operation, sequence, &bytes, &mut found)? {
+                return Ok(found);
             }
         }
     }
+}
+
+/// Takes what one datagram says of a request; true when that was all.
+pub(crate) fn take(
+    operation: &str,
+    sequence: u32,
+    bytes: &[u8],
+    found: &mut Vec<RouteNetlinkMessage>,
+) -> Result<bool, Error> {
+    for raw in messages(bytes).filter(|raw| sequence_of(raw) == sequence) {
+        if let Some(code) = error_code(raw) {
+            return match code {
+                0 => Ok(true),
+                code => {
+                    let source = io::Error::from_raw_os_error(code.saturating_neg());
+                    Err(kernel(operation, source, extended_ack(raw)))
+                }
+            };
+        }
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(raw);
+        let message = message.map_err(|e| Error::Answer {
+            operation: operation.to_owned(),
+            reason: e.to_string(),
+        })?;
+        match message.payload {
+            NetlinkPayload::InnerMessage(inner) => found.push(inner),
+            NetlinkPayload::Done(_) => return Ok(true),
+            _ => {}
+        }
+    }
+    Ok(false)
 }
 
 pub(crate) fn open(protocol: isize) -> Result<Socket, Error> {

@@ -215,7 +215,7 @@ impl Batch {
                 match error_code(raw) {
                     Some(0) => seen += 1,
                     Some(code) => {
-                        let source = io::Error::from_raw_os_error(-code);
+                        let source = io::Error::from_raw_os_error(code.saturating_neg());
                         let step = format!("{operation}, step {}", sequence_of(raw));
                         return Err(socket::kernel(&step, source, extended_ack(raw)));
                     }

@@ -64,13 +64,13 @@ impl Nft {
     }
 }
 
-fn element_of(element: &[u8]) -> Option<(Vec<u8>, String)> {
+pub(crate) fn element_of(element: &[u8]) -> Option<(Vec<u8>, String)> {
     let key = find(find(element, 1)?, 1)?.to_vec();
     let comment = find(element, 6).and_then(|data| data.get(2..)).map(text).unwrap_or_default();
     Some((key, comment))
 }
 
-fn counter_of(rule: &[u8]) -> Counter {
+pub(crate) fn counter_of(rule: &[u8]) -> Counter {
     let expressions = find(rule, 4).unwrap_or_default();
     walk(expressions)
         .find(|(_, e)| find(e, 1).map(text).as_deref() == Some("counter"))
@@ -101,19 +101,26 @@ fn dump(what: &str, kind: u16, family: Family, body: &[u8]) -> Result<Vec<Vec<u8
     let mut found = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full().map_err(Error::Socket)?;
-        for raw in messages(&bytes) {
-            if let Some(code) = error_code(raw) {
-                let source = std::io::Error::from_raw_os_error(-code);
-                return if code == 0 {
-                    Ok(found)
-                } else {
-                    Err(socket::kernel(what, source, socket::extended_ack(raw)))
-                };
-            }
-            if type_of(raw) == DONE {
-                return Ok(found);
-            }
-            found.push(raw.get(20..).unwrap_or_default().to_vec());
+        if take(what, &bytes, &mut found)? {
+            return Ok(found);
         }
     }
+}
+
+/// Takes what one datagram of a dump says; true when that was all.
+pub(crate) fn take(what: &str, bytes: &[u8], found: &mut Vec<Vec<u8>>) -> Result<bool, Error> {
+    for raw in messages(bytes) {
+        if let Some(code) = error_code(raw) {
+            let source = std::io::Error::from_raw_os_error(code.saturating_neg());
+            return match code {
+                0 => Ok(true),
+                _ => Err(socket::kernel(what, source, socket::extended_ack(raw))),
+            };
+        }
+        if type_of(raw) == DONE {
+            return Ok(true);
+        }
+        found.push(raw.get(20..).unwrap_or_default().to_vec());
+    }
+    Ok(false)
 }

@@ -5,9 +5,9 @@
 //!   Batch::new() .table(…) .chain(…) .set(…) .rule(…)  ──send──▶ all of it, or an error and nothing
 //! ```
 
-mod attribute;
+pub(crate) mod attribute;
 mod batch;
-mod dump;
+pub(crate) mod dump;
 pub mod expression;
 
 pub use batch::{Batch, Chain, Committed, Family, Hook, Set, Table};

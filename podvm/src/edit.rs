@@ -29,13 +29,13 @@ const TYPE: u32 = 1;
 const PATH: u32 = 2;
 
 /// Whether calls of this method are edited.
-pub(super) fn wanted(service: &[u8], method: &[u8]) -> bool {
+pub fn wanted(service: &[u8], method: &[u8]) -> bool {
     service == SERVICE && (method == CREATE_CONTAINER || method == CREATE_SANDBOX)
 }
 
 /// What becomes of a request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Edited {
+pub enum Edited {
     /// It passes as it came.
     Same,
     /// This is sent in its place.
@@ -49,18 +49,18 @@ const RESOURCE_EXHAUSTED: i32 = 8;
 
 /// Edits requests.
 #[derive(Debug)]
-pub(super) struct Edits {
+pub struct Edits {
     podns: String,
 }
 
 impl Edits {
     /// Containers get the network namespace `podns`.
-    pub(super) fn new(podns: String) -> Self {
+    pub fn new(podns: String) -> Self {
         Self { podns }
     }
 
     /// Edits a ttrpc request of a wanted method.
-    pub(super) fn apply(&self, request: &[u8]) -> Edited {
+    pub fn apply(&self, request: &[u8]) -> Edited {
         match self.edit(request) {
             // What cannot be read here might be read there, unedited; so it does not pass.
             Err(error) => Edited::Refused(INVALID_ARGUMENT, format!("request: {error}")),
@@ -79,7 +79,8 @@ impl Edits {
     }
 
     fn edit(&self, request: &[u8]) -> Result<Vec<u8>, WireError> {
-        wire::fields(request)?;
+        // The whole of it, before any part is looked at.
+        wire::walk(request).try_for_each(|field| field.map(drop))?;
         let method = wire::text(request, METHOD).unwrap_or_default();
         if method.as_bytes() == CREATE_SANDBOX {
             return wire::map(request, PAYLOAD, |payload| wire::without(payload, DNS));
@@ -131,25 +132,40 @@ struct Found {
 
 fn look(payload: &[u8]) -> Result<Found, WireError> {
     let mut found = Found { linux_parts: 0, network: false };
-    for spec in contents(payload, OCI)? {
-        for linux in contents(spec, LINUX)? {
+    each(payload, OCI, |spec| {
+        each(spec, LINUX, |linux| {
             found.linux_parts += 1;
-            for entry in contents(linux, NAMESPACES)? {
+            each(linux, NAMESPACES, |entry| {
                 found.network |= is_network(entry)?;
-            }
-        }
-    }
+                Ok(())
+            })
+        })
+    })?;
     Ok(found)
 }
 
-fn contents(message: &[u8], number: u32) -> Result<impl Iterator<Item = &[u8]>, WireError> {
-    let all = wire::fields(message)?;
-    Ok(all.into_iter().filter(move |f| f.number == number).filter_map(|f| f.content))
+fn each<'a>(
+    message: &'a [u8],
+    number: u32,
+    mut look: impl FnMut(&'a [u8]) -> Result<(), WireError>,
+) -> Result<(), WireError> {
+    for field in wire::walk(message) {
+        let field = field?;
+        if let Some(content) = field.content.filter(|_| field.number == number) {
+            look(content)?;
+        }
+    }
+    Ok(())
 }
 
 fn is_network(entry: &[u8]) -> Result<bool, WireError> {
     // As protobuf has it, the last one counts.
-    Ok(contents(entry, TYPE)?.last() == Some(b"network"))
+    let mut last = None;
+    each(entry, TYPE, |content| {
+        last = Some(content);
+        Ok(())
+    })?;
+    Ok(last == Some(b"network"))
 }
 
 #[cfg(test)]
