@@ -1,0 +1,4 @@
+//! See `peerpod_fuzz::hypervisor`.
+#![cfg_attr(fuzzing, no_main)]
+
+peerpod_fuzz::target!(hypervisor);

@@ -1,0 +1,4 @@
+//! See `peerpod_fuzz::session_export`.
+#![cfg_attr(fuzzing, no_main)]
+
+peerpod_fuzz::target!(session_export);
