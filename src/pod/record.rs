@@ -2,6 +2,13 @@
 //!
 //! Saved before each act, so the disk always overstates. The VM stands apart from the pod
 //! ([`Machine`]), since a VM may be made before it is known which pod it will be for.
+//!
+//! **Versions.** A daemon of version N reads records of N and of N - 1 (made ones of N as they are
+//! read, written as such with their next save). All others, those of N + 1 above all, stay what and
+//! where they are: their VMs are not deleted, their sockets are not closed, their calls get an error
+//! that says so, and other pods go on. So a daemon may be replaced by the next version and that one
+//! by the old one again, under running pods; what the next one has written in between waits for it.
+//! Within a version fields may be added, with a default: a build that does not know a field keeps it.
 
 use std::fmt::Debug;
 use std::path::PathBuf;
@@ -15,12 +22,22 @@ use super::phase::{Made, Phase};
 use super::world::Stage;
 
 pub mod authorities;
+mod check;
 mod disk;
+mod version;
 
 pub use disk::Disk;
+pub use version::OLDEST;
 
-/// Version of the form below. A record of a higher version is left alone.
+#[cfg(all(feature = "next-record-version", not(debug_assertions)))]
+compile_error!("next-record-version is for tests: no daemon of that version is to be released");
+
+/// Version of the form below; see above for what another one means.
+#[cfg(not(feature = "next-record-version"))]
 pub const VERSION: u32 = 1;
+/// The version that will come next, as the tests of upgrades imagine it.
+#[cfg(feature = "next-record-version")]
+pub const VERSION: u32 = 2;
 /// Entries of a timeline; what comes in between is dropped, beginning and end stay.
 const TIMELINE: usize = 48;
 /// Bytes of an error text that are kept.
@@ -57,6 +74,12 @@ pub struct Record {
     pub created_ms: u64,
     /// When the phase was entered, in milliseconds since 1970.
     pub since_ms: u64,
+    /// When CreateVM came, in milliseconds since the machine was started: nobody sets that clock.
+    #[serde(default)]
+    pub created_boot_ms: Option<u64>,
+    /// Stands for what a next version may need.
+    #[cfg(feature = "next-record-version")]
+    pub generation: u32,
 }
 
 /// The pod in Kubernetes' words.
@@ -215,7 +238,8 @@ pub struct Broken {
     pub path: PathBuf,
     /// What is wrong with it.
     pub reason: String,
-    /// Written by a newer daemon: its VM and its files are not touched.
+    /// Written by a daemon of another version, as a rule a newer one: its VM and its files are not
+    /// touched.
     pub newer: bool,
 }
 

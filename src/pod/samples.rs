@@ -80,5 +80,8 @@ pub(crate) fn record(sandbox: &str) -> Record {
         last_error: None,
         created_ms: 1,
         since_ms: 1,
+        created_boot_ms: Some(1),
+        #[cfg(feature = "next-record-version")]
+        generation: VERSION,
     }
 }

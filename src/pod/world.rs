@@ -226,10 +226,18 @@ pub trait Pulse: Send + Debug {
     async fn beat(&mut self) -> Result<(), String>;
 }
 
-/// Wall clock.
+/// Clocks. How long something takes or lasts is measured by tokio's, which nobody sets; these two are
+/// for what a record must tell the next process.
 pub trait Clock: Send + Sync + Debug {
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970: for people, and to compare with what a cloud says. Somebody may set
+    /// it, a day back or forward.
     fn now_ms(&self) -> u64;
+
+    /// Milliseconds since this machine was started, time asleep included: for ages, which a record
+    /// carries from one process to the next. As good as the other where nobody sets the clock.
+    fn boot_ms(&self) -> u64 {
+        self.now_ms()
+    }
 }
 
 /// Chance.

@@ -49,6 +49,7 @@ impl Sandboxes for Pods {
         let deadline = deadline.map(|d| d.saturating_sub((d / 20).min(MARGIN)));
         let deadline = deadline.and_then(|d| Instant::now().checked_add(d));
         let Some(pod) = self.registry.get(id) else {
+            self.left_alone(id)?;
             return Err(unknown(id));
         };
         self.ask(&pod, |reply| Command::Start { deadline, reply }).await
@@ -57,6 +58,7 @@ impl Sandboxes for Pods {
     async fn stop(&self, id: &str) -> Result<(), Failure> {
         self.serving().await;
         let Some(pod) = self.registry.get(id) else {
+            self.left_alone(id)?;
             self.close_broken(id).await;
             return Ok(());
         };
@@ -124,10 +126,7 @@ impl Pods {
             namespace: request.namespace.clone(),
             pod: request.pod.clone(),
         };
-        if self.broken().iter().any(|b| b.newer && b.sandbox == whose.sandbox) {
-            let what = "its record was written by a newer daemon";
-            return Err(whose.failure(FailureKind::Precondition, what));
-        }
+        self.left_alone(&whose.sandbox)?;
         let superseded = self.superseded_by(&whose);
         let ending = superseded.iter().map(|p| p.whose.sandbox.clone()).collect();
         let inserted = self.insert(request, &ending).map_err(|Full(limit)| {
@@ -191,6 +190,20 @@ impl Pods {
             Err(_) if self.common.shutdown.is_cancelled() => pending().await,
             Err(_) => Err(pod.whose.failure(FailureKind::NotFound, "it has gone")),
         }
+    }
+
+    /// Refuses what is asked of a sandbox whose record is of another version. Whoever stops it hears
+    /// so, too: its VM goes on, and only the daemon that knows it can end it.
+    fn left_alone(&self, id: &str) -> Result<(), Failure> {
+        let broken = self.broken().into_iter().find(|b| b.newer && b.sandbox == id);
+        broken.map_or(Ok(()), |b| {
+            let what = format!(
+                "sandbox {id}: its record is of another version of the daemon and is left alone, \
+                 as is its VM ({}); run that version again to go on with it",
+                b.reason
+            );
+            Err(Failure::new(FailureKind::Precondition, what))
+        })
     }
 
     /// A sandbox whose record cannot be used: its shim's connections can be closed all the same.

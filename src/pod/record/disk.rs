@@ -4,21 +4,27 @@
 //!   save    record.json.new ─ write ─ fsync ─ rename to record.json ─ fsync directory
 //!   remove  unlink both ─ rmdir ─ fsync parent
 //!   load    cannot be read ─▶ <state dir>/broken/<sandbox>-<time>/    (kept for people)
-//!           newer version  ─▶ stays where it is, for the newer daemon that wrote it
+//!           other version  ─▶ stays where it is, for the daemon that wrote it
 //! ```
 //!
 //! Nothing follows a symlink below the state directory.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use nix::libc;
 use serde::Deserialize;
+use serde_json::Value;
+use zeroize::{Zeroize, Zeroizing};
 
+use super::check::check;
+use super::version::{self, Rest};
 use super::{Broken, Loaded, Record, RecordError, Records, VERSION};
 use crate::request::SandboxId;
 
@@ -32,6 +38,8 @@ const MAX_BYTES: u64 = 4 << 20;
 pub struct Disk {
     pods: PathBuf,
     broken: PathBuf,
+    /// By sandbox, what its record had that this build does not know.
+    rest: Arc<Mutex<BTreeMap<String, Rest>>>,
 }
 
 impl Disk {
@@ -40,7 +48,8 @@ impl Disk {
     /// # Errors
     /// When a directory cannot be made or is something else.
     pub fn open(state_dir: &Path) -> Result<Self, RecordError> {
-        let disk = Self { pods: state_dir.join("pods"), broken: state_dir.join("broken") };
+        let (pods, broken) = (state_dir.join("pods"), state_dir.join("broken"));
+        let disk = Self { pods, broken, rest: Arc::default() };
         for directory in [&disk.pods, &disk.broken] {
             make_directory(directory).map_err(|e| failed("make directory", directory, e))?;
         }
@@ -87,12 +96,17 @@ impl Disk {
             let entry = entry.map_err(|e| failed("read", &self.pods, e))?;
             let sandbox = entry.file_name().to_string_lossy().into_owned();
             match read_record(&entry.path(), &sandbox) {
-                Ok(Some(record)) => loaded.records.push(record),
+                Ok(Some((record, rest))) => {
+                    if !rest.is_empty() {
+                        self.rest().insert(sandbox, rest);
+                    }
+                    loaded.records.push(record);
+                }
                 Ok(None) => {
                     // Made, never written to: the pod's CreateVM was never answered.
                     let _ = self.remove_now(&sandbox);
                 }
-                Err(Unusable::Newer(reason)) => {
+                Err(Unusable::Foreign(reason)) => {
                     loaded.broken.push(Broken { sandbox, path: entry.path(), reason, newer: true });
                 }
                 Err(Unusable::Unreadable(reason)) => {
@@ -103,6 +117,21 @@ impl Disk {
         }
         loaded.records.sort_by(|a, b| a.sandbox.cmp(&b.sandbox));
         Ok(loaded)
+    }
+
+    fn rest(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Rest>> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bytes of a record, with what an earlier reading found that this build does not know.
+    fn bytes(&self, record: &Record) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+        let rest = self.rest().get(&record.sandbox).cloned();
+        let Some(rest) = rest else { return serde_json::to_vec(record).map(Zeroizing::new) };
+        let mut value = serde_json::to_value(record)?;
+        rest.put_back(&mut value);
+        let bytes = serde_json::to_vec(&value).map(Zeroizing::new);
+        scrub(&mut value);
+        bytes
     }
 
     fn set_aside(&self, from: &Path, sandbox: &str) -> Result<PathBuf, RecordError> {
@@ -125,16 +154,20 @@ impl Records for Disk {
     async fn save(&self, record: &Record) -> Result<(), RecordError> {
         let disk = self.clone();
         let sandbox = record.sandbox.clone();
-        let bytes = serde_json::to_vec(record)
-            .map_err(|e| failed("write", &self.pods.join(&sandbox), e.into()))?;
-        let bytes = zeroize::Zeroizing::new(bytes);
+        let bytes =
+            self.bytes(record).map_err(|e| failed("write", &self.pods.join(&sandbox), e.into()))?;
         apart("write", &self.pods, move || disk.save_now(&sandbox, &bytes)).await
     }
 
     async fn remove(&self, sandbox: &str) -> Result<(), RecordError> {
         let disk = self.clone();
         let sandbox = sandbox.to_owned();
-        apart("remove", &self.pods, move || disk.remove_now(&sandbox)).await
+        apart("remove", &self.pods, move || {
+            disk.remove_now(&sandbox)?;
+            disk.rest().remove(&sandbox);
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -151,36 +184,60 @@ async fn apart<T: Send + 'static>(
 }
 
 enum Unusable {
-    Newer(String),
+    /// Of a version that is not read: it, its VM and its files are not touched.
+    Foreign(String),
     Unreadable(String),
 }
 
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
-}
-
 /// `None` for a directory in which no record was ever finished.
-fn read_record(directory: &Path, sandbox: &str) -> Result<Option<Record>, Unusable> {
+fn read_record(directory: &Path, sandbox: &str) -> Result<Option<(Record, Rest)>, Unusable> {
     let unreadable = |e: io::Error| Unusable::Unreadable(e.to_string());
     if !fs::symlink_metadata(directory).map_err(unreadable)?.is_dir() {
         return Err(Unusable::Unreadable("not a directory".to_owned()));
     }
     let bytes = match read_file(&directory.join(FILE)) {
-        Ok(bytes) => bytes,
+        Ok(bytes) => Zeroizing::new(bytes),
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(unreadable(e)),
     };
-    let version: Version = serde_json::from_slice(&bytes).map_err(not_a_record)?;
-    if version.version > VERSION {
-        let text = format!("version {} is newer than {VERSION}", version.version);
-        return Err(Unusable::Newer(text));
-    }
-    let record: Record = serde_json::from_slice(&bytes).map_err(not_a_record)?;
+    let mut value: Value = serde_json::from_slice(&bytes).map_err(not_a_record)?;
+    let read = read_value(&mut value);
+    scrub(&mut value);
+    let (record, rest) = read?;
     if record.sandbox != sandbox {
         return Err(Unusable::Unreadable("it is another sandbox's record".to_owned()));
     }
-    Ok(Some(record))
+    check(&record).map_err(Unusable::Unreadable)?;
+    Ok(Some((record, rest)))
+}
+
+/// A record of this version, made one if it is of the version before.
+fn read_value(value: &mut Value) -> Result<(Record, Rest), Unusable> {
+    let unreadable = |text: &str| Unusable::Unreadable(text.to_owned());
+    let Value::Object(fields) = &mut *value else { return Err(unreadable("not a record")) };
+    let version = fields.get("version").and_then(Value::as_u64);
+    let version = version.ok_or_else(|| unreadable("not a record (it has no version)"))?;
+    if let Some(reason) = version::foreign(version) {
+        return Err(Unusable::Foreign(reason));
+    }
+    if version != u64::from(VERSION) {
+        version::migrate(fields);
+    }
+    let record = Record::deserialize(&*value).map_err(not_a_record)?;
+    let mut known = serde_json::to_value(&record).map_err(not_a_record)?;
+    let rest = Rest::between(value, &known);
+    scrub(&mut known);
+    Ok((record, rest))
+}
+
+/// A value that held a whole record held its VM's key.
+fn scrub(value: &mut Value) {
+    match value {
+        Value::String(text) => text.zeroize(),
+        Value::Array(all) => all.iter_mut().for_each(scrub),
+        Value::Object(all) => all.values_mut().for_each(scrub),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 /// The position of the fault only: serde's text may quote the content, which holds a key.

@@ -69,18 +69,22 @@ async fn a_write_that_was_cut_off_leaves_the_record_before_it() {
 }
 
 #[tokio::test]
-async fn a_record_of_a_newer_daemon_stays_untouched_where_it_is() {
-    let (state, disk) = disk();
-    let path = state.path().join("pods/s1/record.json");
-    fs::create_dir(state.path().join("pods/s1")).expect("made");
-    fs::write(&path, br#"{"version": 2, "what": "is to come"}"#).expect("written");
-    for _ in 0..2 {
-        let loaded = disk.load().await.expect("loads");
-        assert!(loaded.records.is_empty());
-        assert!(loaded.broken[0].newer && loaded.broken[0].sandbox == "s1");
-        assert!(loaded.broken[0].reason.contains("version 2"), "{}", loaded.broken[0].reason);
+async fn a_record_of_a_version_that_is_not_read_stays_untouched_where_it_is() {
+    for version in [u64::from(VERSION) + 1, u64::from(OLDEST) - 1, u64::MAX] {
+        let (state, disk) = disk();
+        let path = state.path().join("pods/s1/record.json");
+        fs::create_dir(state.path().join("pods/s1")).expect("made");
+        let text = format!(r#"{{"version": {version}, "what": "is not known"}}"#);
+        fs::write(&path, &text).expect("written");
+        for _ in 0..2 {
+            let loaded = disk.load().await.expect("loads");
+            assert!(loaded.records.is_empty());
+            assert!(loaded.broken[0].newer && loaded.broken[0].sandbox == "s1");
+            let reason = &loaded.broken[0].reason;
+            assert!(reason.contains(&format!("version {version}")), "{reason}");
+        }
+        assert_eq!(fs::read_to_string(&path).expect("there"), text);
     }
-    assert_eq!(fs::read(&path).expect("there"), br#"{"version": 2, "what": "is to come"}"#);
 }
 
 #[tokio::test]
@@ -147,4 +151,66 @@ fn a_timeline_stays_bounded_and_keeps_beginning_and_end() {
     assert_eq!(record.timeline.len(), TIMELINE);
     assert_eq!((record.timeline[0].at_ms, record.timeline[TIMELINE - 1].at_ms), (0, 499));
     assert!(record.timeline[0].what.len() < 2 * ERROR_TEXT);
+}
+
+#[tokio::test]
+async fn what_this_build_does_not_know_is_still_there_after_a_save() {
+    let (state, disk) = disk();
+    disk.save(&samples::record("s1")).await.expect("saved");
+    let path = state.path().join("pods/s1/record.json");
+    let read = || -> serde_json::Value {
+        serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON")
+    };
+    let mut later = read();
+    let unknown = serde_json::json!({"a": [1, {"b": null}], "c": "d"});
+    later["later"] = unknown.clone();
+    later["machine"]["spec"]["later"] = unknown.clone();
+    fs::write(&path, serde_json::to_vec(&later).expect("writes")).expect("written");
+    let mut loaded = disk.load().await.expect("loads");
+    let mut record = loaded.records.pop().expect("a later build of this version");
+    record.note(5, "tried", None);
+    record.wipe();
+    disk.save(&record).await.expect("saved");
+    let written = read();
+    assert_eq!((&written["later"], &written["machine"]["spec"]["later"]), (&unknown, &unknown));
+    assert_eq!(written["timeline"][0]["what"], "tried");
+    assert!(!written.to_string().contains("PRIVATE"));
+    disk.remove("s1").await.expect("removed");
+    disk.save(&samples::record("s1")).await.expect("saved");
+    assert!(read().get("later").is_none(), "another sandbox of that name has none of it");
+}
+
+#[tokio::test]
+async fn a_record_of_the_version_before_is_taken_and_written_as_this_one() {
+    let (state, disk) = disk();
+    disk.save(&samples::record("s1")).await.expect("saved");
+    let path = state.path().join("pods/s1/record.json");
+    let mut older: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).expect("there")).expect("JSON");
+    older["version"] = OLDEST.into();
+    let fields = older.as_object_mut().expect("a record");
+    // Added within a version, or by the next one: the version before had neither.
+    fields.remove("created_boot_ms");
+    fields.remove("generation");
+    let older = serde_json::to_vec(&older).expect("writes");
+    fs::write(&path, &older).expect("written");
+    let loaded = disk.load().await.expect("loads");
+    let [record] = &loaded.records[..] else { panic!("{loaded:?}") };
+    assert_eq!((record.version, record.created_boot_ms), (VERSION, None));
+    assert_eq!(fs::read(&path).expect("there"), older, "reading changes nothing");
+    disk.save(record).await.expect("saved");
+    assert_eq!(&disk.load().await.expect("loads").records, &loaded.records);
+}
+
+#[tokio::test]
+async fn a_record_that_names_what_is_not_its_own_is_set_aside_and_says_what() {
+    let (state, disk) = disk();
+    disk.save(&samples::record("s2")).await.expect("saved");
+    let mut hostile = samples::record("s1");
+    hostile.link.socket = "/run/peerpod/pods/s1/../s2/agent.ttrpc".into();
+    disk.save(&hostile).await.expect("saved");
+    let loaded = disk.load().await.expect("loads");
+    assert_eq!(loaded.records, [samples::record("s2")]);
+    assert!(loaded.broken[0].reason.starts_with("link.socket: "), "{}", loaded.broken[0].reason);
+    assert!(!loaded.broken[0].newer && !state.path().join("pods/s1").exists());
 }

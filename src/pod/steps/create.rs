@@ -83,6 +83,9 @@ fn record(
         last_error: None,
         created_ms: now,
         since_ms: now,
+        created_boot_ms: Some(world.clock.boot_ms()),
+        #[cfg(feature = "next-record-version")]
+        generation: VERSION,
     }
 }
 

@@ -222,7 +222,19 @@ async fn a_record_of_a_newer_daemon_and_its_vm_are_left_alone() {
         newer: true,
     }];
     let daemon = site.daemon().await;
-    let failure = daemon.create("s1").await.expect_err("refused");
+    for refused in [
+        daemon.create("s1").await.expect_err("refused").to_string(),
+        daemon.start("s1").await.expect_err("refused").to_string(),
+        daemon
+            .stop("s1")
+            .await
+            .expect_err("its VM goes on, and whoever stops it hears so")
+            .to_string(),
+    ] {
+        assert!(refused.contains("version 2") && refused.contains("left alone"), "{refused}");
+    }
+    assert!(lock(&site.relay.closes).is_empty(), "its shim's connections stay");
+    let failure = daemon.start("s1").await.expect_err("refused");
     assert_eq!(failure.kind, FailureKind::Precondition);
     sleep(seconds(3 * 3600)).await;
     assert_eq!(site.provider.vms().len(), 1);
