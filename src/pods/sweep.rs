@@ -86,7 +86,10 @@ impl Sweep {
             }
             let key = format!("{:?} {} {}", resource.kind, resource.vm.name, resource.vm.sandbox);
             let seen = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
-            if age(pods, &resource).unwrap_or(seen.elapsed()) >= pods.common.options.sweep_grace {
+            // By the cloud's date or by our own eyes: a clock that was set back would make what the
+            // cloud made before that young for as long.
+            let age = age(pods, &resource).unwrap_or_default().max(seen.elapsed());
+            if age >= pods.common.options.sweep_grace {
                 let vm = resource.vm;
                 found.entry((vm.name.clone(), vm.sandbox.clone())).or_insert(vm);
             }
@@ -161,7 +164,9 @@ fn doubt_missing(pods: &Pods, before: &[Pod], listed: &[Resource]) {
     let now = pods.common.world.clock.now_ms();
     for pod in before {
         let Some(record) = pod.record() else { continue };
-        let old = u128::from(now.saturating_sub(record.since_ms)) >= LISTED_AFTER.as_millis();
+        // A clock that was set back tells nothing; asking once too often does no harm.
+        let age = now.checked_sub(record.since_ms);
+        let old = age.is_none_or(|ms| u128::from(ms) >= LISTED_AFTER.as_millis());
         let Phase::Running { vm } = &record.phase else { continue };
         let what = match running.get(&vm.name) {
             Some(Some(false)) => "the cloud says that the VM has stopped",

@@ -100,7 +100,9 @@ impl Actor {
     /// Prepared: waits for StartVM.
     pub(super) async fn wait(&mut self, life: &Life) -> Next {
         let expiry = self.common.options.expiry;
-        let age = self.common.world.clock.now_ms().saturating_sub(life.record().created_ms);
+        // Records of another boot never come here. One without that clock begins anew.
+        let boot = self.common.world.clock.boot_ms();
+        let age = life.record().created_boot_ms.map_or(0, |created| boot.saturating_sub(created));
         let expired = sleep(expiry.saturating_sub(Duration::from_millis(age)));
         tokio::pin!(expired);
         let mut open = Slow::none();

@@ -34,11 +34,25 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(super) struct FakeClock {
     pub(super) begin: Instant,
     pub(super) since: Duration,
+    /// Milliseconds by which somebody has set it.
+    pub(super) set: std::sync::atomic::AtomicI64,
+}
+
+impl FakeClock {
+    /// Somebody sets it, forward or back, by so many seconds.
+    pub(super) fn set_by(&self, seconds: i64) {
+        self.set.fetch_add(seconds * 1000, std::sync::atomic::Ordering::Relaxed);
+    }
 }
 
 impl Clock for FakeClock {
     fn now_ms(&self) -> u64 {
-        u64::try_from((self.since + self.begin.elapsed()).as_millis()).expect("some years")
+        let now = millis(self.since + self.begin.elapsed());
+        now.saturating_add_signed(self.set.load(std::sync::atomic::Ordering::Relaxed))
+    }
+
+    fn boot_ms(&self) -> u64 {
+        millis(self.begin.elapsed())
     }
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Site {
     pub(super) guest: Arc<FakeGuest>,
     pub(super) counts: Arc<Counts>,
     pub(super) options: Options,
-    clock: Arc<FakeClock>,
+    pub(super) clock: Arc<FakeClock>,
     chance: Arc<FakeChance>,
 }
 
@@ -62,7 +62,7 @@ impl Site {
                 sweep_interval: None,
                 ..Options::default()
             },
-            clock: Arc::new(FakeClock { begin: Instant::now(), since }),
+            clock: Arc::new(FakeClock { begin: Instant::now(), since, set: 0.into() }),
             chance: Arc::new(FakeChance::default()),
         }
     }
