@@ -7,7 +7,7 @@
 
 use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
@@ -361,10 +361,15 @@ async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
         }
-        match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context("remove old socket"),
-            _ => Ok(()),
-        }?;
+        match std::fs::symlink_metadata(&path) {
+            Ok(found) if found.file_type().is_socket() => {
+                std::fs::remove_file(&path).context("remove old socket")?;
+            }
+            // Somebody's data, perhaps, or a way to have us bind elsewhere.
+            Ok(_) => bail!("something that is no socket stands there"),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e).context("look for an old socket"),
+        }
         let listener = std::os::unix::net::UnixListener::bind(&path).context("bind socket")?;
         std::fs::set_permissions(&path, Permissions::from_mode(0o600)).context("close socket")?;
         listener.set_nonblocking(true).context("socket")?;

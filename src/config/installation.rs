@@ -2,13 +2,18 @@
 //! in the state directory, never changed.
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+
 use super::parse::is_installation_id;
+use super::state_dir::no_link;
 
 const FILE: &str = "installation-id";
+/// Bytes that are read of it; a real one has 64 at most.
+const READ: u64 = 1024;
 
 /// Why there is no installation id.
 #[derive(Debug, thiserror::Error)]
@@ -65,19 +70,29 @@ pub fn installation_id(state: &Path, given: Option<&str>) -> Result<String, Inst
 }
 
 fn read(path: &Path) -> Result<Option<String>, InstallationError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) if is_installation_id(text.trim()) => Ok(Some(text.trim().to_owned())),
+    // Non-blocking: a FIFO in its place must not hold us.
+    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
+    let mut text = String::new();
+    let read = opened.map_err(no_link).and_then(|file| file.take(READ).read_to_string(&mut text));
+    match read {
+        Ok(_) if is_installation_id(text.trim()) => Ok(Some(text.trim().to_owned())),
         Ok(_) => Err(InstallationError::Damaged(path.to_owned())),
+        Err(e) if e.kind() == io::ErrorKind::InvalidData => {
+            Err(InstallationError::Damaged(path.to_owned()))
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(InstallationError::Read { path: path.to_owned(), source }),
     }
 }
 
-/// Whole or not at all, also across a power cut.
+/// Whole or not at all, also across a power cut; what stands under the temporary name goes first.
 fn write(state: &Path, path: &Path, id: &str) -> io::Result<()> {
     let temporary = state.join(format!("{FILE}.new"));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    match std::fs::remove_file(&temporary) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
     writeln!(file, "{id}")?;
     file.sync_all()?;
@@ -115,5 +130,23 @@ mod tests {
             assert!(error.contains(FILE), "{error}");
             assert_eq!(std::fs::read_to_string(state.path().join(FILE)).expect("kept"), text);
         }
+    }
+
+    #[test]
+    fn a_link_in_its_place_is_named_and_nothing_is_written_through_one() {
+        let state = tempfile::tempdir().expect("directory");
+        let precious = state.path().join("precious");
+        std::fs::write(&precious, "precious").expect("written");
+        let link = |name: &str| {
+            std::os::unix::fs::symlink(&precious, state.path().join(name)).expect("linked");
+        };
+        link("installation-id.new");
+        installation_id(state.path(), None).expect("made beside it");
+        std::fs::remove_file(state.path().join(FILE)).expect("there");
+        link(FILE);
+        let error = installation_id(state.path(), None).expect_err("a link");
+        let source = std::error::Error::source(&error).expect("why").to_string();
+        assert!(error.to_string().contains(FILE) && source.contains("symbolic link"), "{source}");
+        assert_eq!(std::fs::read_to_string(&precious).expect("there"), "precious");
     }
 }

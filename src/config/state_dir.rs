@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc::{ELOOP, O_NOFOLLOW};
 use nix::sys::statfs::{FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 
 const LOCK: &str = "node.lock";
@@ -57,7 +58,7 @@ pub enum StateDirError {
     )]
     Volatile(PathBuf),
     /// The lock file cannot be used.
-    #[error("--state-dir {path}: lock")]
+    #[error("--state-dir: lock {path}")]
     Lock {
         /// The lock file.
         path: PathBuf,
@@ -146,11 +147,15 @@ fn judge(kind: FsType, allowed: bool) -> Result<Option<&'static str>, ()> {
     }
 }
 
-/// Read-only and full file systems show only when something is written and synced.
+/// Read-only and full file systems show only when something is written and synced. What a probe that
+/// was cut short has left, or somebody has put there, goes first: nothing is written through a link.
 fn probe(path: &Path) -> io::Result<()> {
     let name = path.join(PROBE);
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&name)?;
+    match std::fs::remove_file(&name) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name)?;
     file.write_all(b"peerpodd\n")?;
     file.sync_all()?;
     std::fs::remove_file(&name)
@@ -159,7 +164,8 @@ fn probe(path: &Path) -> io::Result<()> {
 fn open_lock(path: &Path) -> Result<File, StateDirError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    options.open(path).map_err(|source| StateDirError::Lock { path: path.to_owned(), source })
+    let opened = options.custom_flags(O_NOFOLLOW).open(path);
+    opened.map_err(|source| StateDirError::Lock { path: path.to_owned(), source: no_link(source) })
 }
 
 fn lock(dir: &Path) -> Result<Flock<File>, StateDirError> {
@@ -179,6 +185,14 @@ fn lock(dir: &Path) -> Result<Flock<File>, StateDirError> {
     lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
     writeln!(lock, "{}", std::process::id()).map_err(failed)?;
     Ok(lock)
+}
+
+/// "Too many levels of symbolic links" is how the kernel says that there is one.
+pub(super) fn no_link(error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(ELOOP) => io::Error::other("it is a symbolic link"),
+        _ => error,
+    }
 }
 
 fn holder(mut file: File) -> String {
@@ -223,6 +237,22 @@ mod tests {
         assert!(error.contains("is not a directory") && error.contains("file"), "{error}");
         let error = StateDir::open(&path.join("below"), true).expect_err("below a file");
         assert!(matches!(error, StateDirError::Make { .. }), "{error}");
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link() {
+        let top = tempfile::tempdir().expect("directory");
+        let (state, precious) = (top.path().join("state"), top.path().join("precious"));
+        std::fs::create_dir(&state).expect("made");
+        std::fs::write(&precious, "precious").expect("written");
+        std::os::unix::fs::symlink(&precious, state.join(PROBE)).expect("linked");
+        drop(StateDir::open(&state, true).expect("the probe's name is nobody's"));
+        std::fs::remove_file(state.join(LOCK)).expect("there");
+        std::os::unix::fs::symlink(&precious, state.join(LOCK)).expect("linked");
+        let error = StateDir::open(&state, true).expect_err("a link");
+        let source = std::error::Error::source(&error).expect("why").to_string();
+        assert!(error.to_string().contains(LOCK) && source.contains("symbolic link"), "{source}");
+        assert_eq!(std::fs::read_to_string(&precious).expect("there"), "precious");
     }
 
     #[test]

@@ -4,12 +4,14 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -88,7 +90,8 @@ pub(super) fn only_one(run_dir: &Path) -> Result<Flock<File>, ProcessError> {
     let failed = |source: io::Error| ProcessError::Lock { path: path.clone(), source };
     std::fs::create_dir_all(run_dir).map_err(failed)?;
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).open(&path);
+    options.read(true).write(true).create(true).truncate(false).custom_flags(libc::O_NOFOLLOW);
+    let file = options.open(&path);
     match Flock::lock(file.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
             lock.set_len(0).map_err(failed)?;
