@@ -17,7 +17,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::hub::{Events, Hub};
 use super::link::{Configurations, DialError, Target};
 use super::pod::Pod;
-use super::sockets::{Allowed, Bound, check_path, ensure_directory};
+use super::sockets::{Allowed, Bound, check_path, clear_dead, ensure_directory};
 use crate::proto::relay as proto;
 use crate::request::SandboxId;
 use crate::shutdown::Tracker;
@@ -148,7 +148,13 @@ impl Service {
 
     async fn close_pod(&self, request: proto::CloseRequest) -> bool {
         let _one = self.changing.one(&request.sandbox).await;
-        let Some(pod) = self.hub.pod(&request.sandbox) else { return false };
+        let Some(pod) = self.hub.pod(&request.sandbox) else {
+            // It may have been a relay's that was killed.
+            if let Ok(sandbox) = SandboxId::parse(&request.sandbox) {
+                clear_dead(&self.pods_dir.join(sandbox.as_str())).await;
+            }
+            return false;
+        };
         pod.close().await;
         self.hub.remove(&pod.sandbox);
         self.hub.counters.closed.to_vm.add(pod.traffic.to_vm.get());

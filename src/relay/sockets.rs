@@ -204,6 +204,22 @@ async fn lock(directory: &Path) -> Result<Flock<File>, SocketError> {
     }
 }
 
+/// Takes away what a relay that was killed has left in a sandbox's directory: sockets that nobody serves,
+/// and the directory if nothing else is in it. What cannot be taken away does no harm.
+pub(super) async fn clear_dead(directory: &Path) {
+    if check_directory(directory, None).is_err() {
+        return;
+    }
+    let Ok(_lock) = lock(directory).await else { return };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let is_socket = entry.file_type().is_ok_and(|kind| kind.is_socket());
+        if is_socket && check_free(&entry.path()).await.is_ok() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(directory);
+}
+
 async fn check_free(path: &Path) -> Result<(), SocketError> {
     match std::fs::symlink_metadata(path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),

@@ -114,3 +114,27 @@ async fn a_process_of_another_user_is_turned_away() {
     }
     assert_eq!(node.client.totals().await.expect("totals").peers_refused, 3);
 }
+
+#[tokio::test]
+async fn what_a_killed_relay_has_left_of_a_sandbox_goes_with_its_close() {
+    let bench = Bench::start().await;
+    let node = bench.node().await;
+    let agent = bench.agent_path("dead");
+    let directory = agent.parent().expect("parent").to_owned();
+    std::fs::create_dir_all(&directory).expect("made");
+    drop(std::os::unix::net::UnixListener::bind(&agent).expect("bind"));
+    assert!(!node.client.close("dead", "over").await.expect("close"), "it is not this relay's");
+    assert!(!directory.exists(), "socket and directory are gone");
+    // A relay that is being replaced still serves its own.
+    let agent = bench.agent_path("alive");
+    let directory = agent.parent().expect("parent").to_owned();
+    std::fs::create_dir_all(&directory).expect("made");
+    let _other = std::os::unix::net::UnixListener::bind(&agent).expect("bind");
+    std::fs::write(directory.join("file"), "precious").expect("written");
+    assert!(!node.client.close("alive", "over").await.expect("close"));
+    assert!(agent.exists() && directory.join("file").exists());
+    for hostile in ["..", "../pods", "a/b", ""] {
+        let _ = node.client.close(hostile, "over").await;
+    }
+    assert!(bench.dir.path().join("control.sock").exists());
+}
