@@ -102,3 +102,85 @@ impl Planner for LatePlanner {
         self.planning().client(server_name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use peerpod_providers::Report;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::pki::{Pki, TlsSource};
+    use crate::plan::PlanRules;
+    use crate::pod::samples;
+    use crate::request::{RequestRules, keys};
+
+    fn planning(types: &[&str]) -> Planning {
+        let pki =
+            Pki::open("/nowhere".as_ref(), &TlsSource::Disabled, std::time::SystemTime::now());
+        let rules = super::super::look::Rules {
+            pki: pki.expect("nothing to open"),
+            requests: RequestRules::default(),
+            plans: PlanRules { installation: "inst-1".to_owned(), ..PlanRules::default() },
+        };
+        let of = |name: &&str| peerpod_providers::InstanceType {
+            name: (*name).to_owned(),
+            vcpus: 2,
+            memory_mib: 4096,
+            gpus: 0,
+            price_milli: None,
+        };
+        rules.planning(Report { types: types.iter().map(of).collect(), ..Report::default() })
+    }
+
+    async fn plan(planner: &LatePlanner) -> Result<Plan, Failure> {
+        let text = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let request = CreateVmRequest {
+            id: "s1".to_owned(),
+            annotations: [text(keys::NAME, "web"), text(keys::NAMESPACE, "default")].into(),
+            network_namespace_path: "/run/netns/web".to_owned(),
+        };
+        let request = planner.parse(&request).expect("fine");
+        let name = VmName::first_form("web", "s1");
+        planner.plan(&request, &samples::network(), 600_001, name).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_for_the_first_look_and_is_planned_by_it() {
+        let planner = Arc::new(LatePlanner::new(planning(&[])));
+        let waits = {
+            let planner = Arc::clone(&planner);
+            tokio::spawn(async move { plan(&planner).await })
+        };
+        sleep(FIRST_LOOK - Duration::from_millis(1)).await;
+        assert!(!waits.is_finished(), "it does not come too early");
+        planner.ready(planning(&["small"]));
+        let plan = waits.await.expect("no panic").expect("planned");
+        assert_eq!(plan.candidates[0].instance_type, "small");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_that_fails_is_told_at_once_and_one_that_never_ends_in_time() {
+        let (planner, begin) = (LatePlanner::new(planning(&[])), Instant::now());
+        let failure = plan(&planner).await.expect_err("nobody looked");
+        assert_eq!(failure.kind, FailureKind::Unavailable);
+        assert!(failure.message.contains("has not said yet"), "{}", failure.message);
+        assert!(begin.elapsed() >= FIRST_LOOK && begin.elapsed() < FIRST_LOOK * 2);
+        planner.missing("no credentials".to_owned());
+        let begin = Instant::now();
+        let failure = plan(&planner).await.expect_err("in vain");
+        assert_eq!(
+            (failure.kind, failure.message.as_str()),
+            (FailureKind::Unavailable, "no credentials")
+        );
+        assert_eq!(begin.elapsed(), Duration::ZERO, "it has been looked");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sizes_that_were_once_there_stay_though_a_later_look_fails() {
+        let planner = LatePlanner::new(planning(&[]));
+        planner.missing("not yet".to_owned());
+        planner.ready(planning(&["small"]));
+        planner.missing("throttled".to_owned());
+        plan(&planner).await.expect("planned all the same");
+    }
+}

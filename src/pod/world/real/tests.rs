@@ -122,3 +122,60 @@ async fn a_forwarder_that_closes_or_says_nothing_has_no_agent_yet() {
     assert_eq!(unready.stage, Stage::Agent, "{unready}");
     drop(vm.await.expect("accepted twice"));
 }
+
+/// A tunnel that was never made, into a namespace that is not there.
+fn absent() -> Tunnel {
+    Tunnel {
+        sandbox: format!("absent-{}", std::process::id()),
+        vni: 16_000_000,
+        port: 9000,
+        netns: "/nowhere/netns".into(),
+        netns_id: (1, 2),
+        interface: "eth0".to_owned(),
+        mac: "02:00:00:00:00:01".to_owned().try_into().expect("a MAC"),
+        addresses: vec!["10.244.1.5/24".parse().expect("an address")],
+        vm: "192.0.2.1".parse().expect("an address"),
+        mtu: 1450,
+    }
+}
+
+#[tokio::test]
+async fn a_hosts_refusals_name_the_namespace_and_keep_their_kind() {
+    let host = Host::default();
+    let missing = host.inspect(Path::new("/nowhere/netns")).await.expect_err("not there");
+    assert!(matches!(missing, NetworkError::Inspect(_)), "{missing:?}");
+    assert!(missing.to_string().contains("/nowhere/netns"), "{missing}");
+    let own = host.inspect(Path::new("/proc/self/ns/net")).await.expect_err("our own");
+    assert!(own.to_string().contains("host"), "{own}");
+    let refused = host.attach(&absent()).await.expect_err("nowhere to attach to");
+    assert!(matches!(refused, NetworkError::Tunnel(_)), "{refused:?}");
+    assert!(refused.to_string().contains("/nowhere/netns"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_hosts_work_goes_on_when_its_caller_has_gone() {
+    let (begun, done) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let caller = tokio::spawn(apart("test", move || {
+        begun.0.send(()).expect("somebody listens");
+        wait.recv().expect("told to go on");
+        done.0.send(()).expect("somebody listens");
+        Ok::<_, NetworkError>(())
+    }));
+    tokio::task::spawn_blocking(move || begun.1.recv()).await.expect("runs").expect("begun");
+    caller.abort();
+    assert!(caller.await.expect_err("aborted").is_cancelled());
+    go.send(()).expect("it still waits");
+    tokio::task::spawn_blocking(move || done.1.recv()).await.expect("runs").expect("to its end");
+}
+
+#[test]
+fn the_clock_of_ages_runs_and_is_not_the_one_that_people_set() {
+    let (first, wall) = (WallClock.boot_ms(), WallClock.now_ms());
+    assert!(first > 0 && first < wall, "{first} ms since the start, {wall} since 1970");
+    assert!(WallClock.boot_ms() >= first);
+    let uptime = std::fs::read_to_string("/proc/uptime").expect("there");
+    let uptime: f64 = uptime.split(' ').next().and_then(|s| s.parse().ok()).expect("a number");
+    // A container may have a clock of its own there; the kernel's is the same but for that offset.
+    assert!((uptime * 1000.0 - first as f64).abs() < 60_000.0, "{uptime} s, {first} ms");
+}
