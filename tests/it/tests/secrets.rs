@@ -190,15 +190,8 @@ fn closed(path: &Path) {
 
 const KEYS: [&str; 2] = ["/pki/ca.key", "/tls.key"];
 
-/// A pod that runs: its key is nowhere any more, the daemon's memory included.
-async fn a_pod_that_runs(run: &mut Run) -> Shim {
-    let (_net, mut shim) = run.create(1, Profile::GoLike).await;
-    shim.start_vm().await.unwrap();
-    shim.connect().await.unwrap();
-    shim.start_sandbox().await.unwrap();
-    let output = shim.exec_tool("e1", &["say", "hello"]).await.unwrap().output().await.unwrap();
-    run.say("exec", String::from_utf8_lossy(&output.stdout));
-    run.ask().await;
+/// The VM has an address and was told so: nobody on the worker needs its key any more.
+fn memory(run: &Run, key: &str) {
     let node = run.bed.daemon.node_pid().unwrap();
     let relay = run.bed.daemon.relay_pid().unwrap();
     let found = run.look(|s| {
@@ -207,9 +200,21 @@ async fn a_pod_that_runs(run: &mut Run) -> Shim {
     });
     let of = |secret: &str| found.iter().any(|f| f.secret == secret);
     assert!(of("client key"), "both hold it, so that is how it is found: {found:?}");
-    assert!(!of("VM key 1"), "{found:?}");
+    assert!(!of(key), "{found:?}");
     let in_relay = |f: &&Found| f.secret == "CA key" && f.place.contains("relay");
     assert_eq!(found.iter().find(in_relay), None, "the relay has no business with the CA");
+}
+
+/// A pod that runs: its key is nowhere any more, the daemon's memory included.
+async fn a_pod_that_runs(run: &mut Run) -> Shim {
+    let (_net, mut shim) = run.create(1, Profile::GoLike).await;
+    shim.start_vm().await.unwrap();
+    memory(run, "VM key 1");
+    shim.connect().await.unwrap();
+    shim.start_sandbox().await.unwrap();
+    let output = shim.exec_tool("e1", &["say", "hello"]).await.unwrap().output().await.unwrap();
+    run.say("exec", String::from_utf8_lossy(&output.stdout));
+    run.ask().await;
     shim
 }
 
@@ -226,6 +231,7 @@ async fn a_start_that_survives(run: &mut Run) -> Shim {
     run.bed.daemon.start_node(None).await.unwrap();
     run.bed.daemon.ready().await.unwrap();
     let (shim, started) = starting.await.unwrap();
+    memory(run, "VM key 2");
     started.unwrap_or_else(|e| panic!("{e}\n{}", run.bed.daemon.log_tail()));
     shim
 }
@@ -332,6 +338,8 @@ async fn a_whole_run_leaves_no_secret_but_in_the_files_that_must_hold_one() {
     run.bed.daemon.ready().await.unwrap();
     run.bed.until_nothing_left().await.unwrap();
 
+    let log = fs::read_to_string(run.bed.lab.dir().logs().join("node.log")).unwrap();
+    assert!(log.contains("TRACE"), "the log has all there is to say");
     let (wrong, places, bytes) = run.everywhere(&KEYS);
     assert_eq!(wrong, []);
     let (secrets, forms) = run.needles.count();
