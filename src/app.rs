@@ -7,6 +7,7 @@ mod look;
 mod node;
 mod planner;
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::Path;
@@ -17,7 +18,7 @@ use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{self, Call, Role, Start};
-use crate::config::{Loaded, Problems, RelaySettings};
+use crate::config::{Loaded, Origin, Problems, RelaySettings};
 use crate::relay::{Relay, RelayOptions};
 use crate::shutdown::Shutdown;
 use crate::{privilege, run, status, telemetry};
@@ -118,7 +119,7 @@ fn settle_for_less(role: Role, provider: &str) -> anyhow::Result<String> {
 fn node_process(loaded: &Loaded, start: &Start) -> anyhow::Result<u8> {
     let settings = loaded.settings()?;
     banner(Role::Node, loaded);
-    crate::wipe::begin();
+    peerpod_tunnel::wipe::begin();
     let held = settle_for_less(Role::Node, &settings.provider.name)?;
     let runtime = runtime(4)?;
     let done = runtime.block_on(Box::pin(node::run(settings, held, &start.program)));
@@ -162,9 +163,22 @@ fn run_process(loaded: &Loaded, args: Vec<String>, start: &Start) -> anyhow::Res
     let settings = loaded.settings()?;
     banner(Role::Run, loaded);
     settle_for_less(Role::Run, &settings.provider.name)?;
-    let children = run::Children { program: start.program.clone(), args };
+    let withheld = withheld(loaded, start);
+    let children = run::Children { program: start.program.clone(), args, withheld };
     let runtime = runtime(2)?;
     Ok(runtime.block_on(run::run(children, &settings))?)
+}
+
+/// What the relay does not get of the environment: all that is no setting of the daemon's own.
+fn withheld(loaded: &Loaded, start: &Start) -> Vec<String> {
+    let own = loaded.rows.iter().map(|row| row.spec).filter(|spec| spec.origin != Origin::Provider);
+    let own: BTreeSet<&str> = own.filter(|spec| !spec.secret).map(|spec| spec.env).collect();
+    let harmless = |name: &str| {
+        own.contains(name)
+            || matches!(name, "PATH" | "HOME" | "LANG" | "TZ" | "RUST_BACKTRACE")
+            || name.starts_with("PEERPODD_")
+    };
+    start.env.keys().filter(|name| !harmless(name)).cloned().collect()
 }
 
 fn ask(port: u16, pod: Option<&str>, json: bool) -> ExitCode {

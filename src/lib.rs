@@ -18,4 +18,3 @@ pub mod run;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;
-pub mod wipe;

@@ -6,7 +6,7 @@ use peerpodd::app;
 use peerpodd::cli::Start;
 
 #[global_allocator]
-static ALLOCATOR: peerpodd::wipe::Allocator = peerpodd::wipe::Allocator;
+static ALLOCATOR: peerpod_tunnel::wipe::Allocator = peerpod_tunnel::wipe::Allocator;
 
 fn main() -> ExitCode {
     // One crypto backend, before anything could choose another.

@@ -35,8 +35,10 @@ const RELAY_UP: Duration = Duration::from_secs(10);
 pub struct Children {
     /// Our own executable.
     pub program: PathBuf,
-    /// Everything after the subcommand; the environment is passed on as it is.
+    /// Everything after the subcommand; the environment is passed on to the node process as it is.
     pub args: Vec<String>,
+    /// Variables that the relay does not get: it has no business with a cloud's credentials.
+    pub withheld: Vec<String>,
 }
 
 /// Why `run` cannot begin.

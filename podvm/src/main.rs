@@ -22,7 +22,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
 
+#[global_allocator]
+static ALLOCATOR: peerpod_tunnel::wipe::Allocator = peerpod_tunnel::wipe::Allocator;
+
 fn main() -> ExitCode {
+    // User data hold keys and credentials; what is served later does not.
+    peerpod_tunnel::wipe::begin();
     peerpod_tunnel::link::tls::install_ring();
     let cli = cli::Cli::parse_from(cli::arguments(std::env::args_os()));
     cli.log.start();

@@ -102,6 +102,7 @@ async fn listen_and_serve(
     let forwarder = Forwarder::bind(settings(args, config), tls).await?;
     let address = forwarder.address().map(|a| a.to_string()).unwrap_or_default();
     tracing::info!(%address, "forwarder serves");
+    peerpod_tunnel::wipe::end();
     notify(&[sd_notify::NotifyState::Ready]);
     forwarder.serve(stop).await;
     notify(&[sd_notify::NotifyState::Stopping]);

@@ -141,6 +141,11 @@ impl Process {
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .process_group(0);
+        if role == "relay" {
+            for name in &children.withheld {
+                command.env_remove(name);
+            }
+        }
         let program = children.program.clone();
         let child =
             command.spawn().map_err(|source| ProcessError::Start { program, role, source })?;

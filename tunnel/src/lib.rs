@@ -2,6 +2,7 @@
 
 pub mod link;
 pub mod network;
+pub mod wipe;
 
 /// What the kernel lets a process do; both ends give up what they do not need.
 pub use peerpod_netlink::privilege;

@@ -56,9 +56,16 @@ async fn every_thread_of_each_process_holds_what_the_table_says_and_no_more() {
     if !root("every_thread_of_each_process_holds_what_the_table_says_and_no_more") {
         return;
     }
-    let bed = Bed::new(&[]).await.unwrap();
+    let mut options = Bed::options(&[]);
+    options.environment.push(("AWS_SECRET_ACCESS_KEY".into(), "planted".into()));
+    let bed = Bed::with(options).await.unwrap();
     let (_net, shim) = bed.boot(Profile::RsLike, 1).await.unwrap();
     let pids = pids(&bed).await;
+    let knows = |process| {
+        let environment = fs::read(format!("/proc/{}/environ", pids[process])).unwrap();
+        String::from_utf8_lossy(&environment).contains("AWS_SECRET_ACCESS_KEY")
+    };
+    assert!(knows("node") && !knows("relay") && !knows("podvm"), "a cloud's credentials");
     let mut seen = 0;
     for (process, pid) in &pids {
         let wanted = acts_with(process);

@@ -339,7 +339,7 @@ async fn a_whole_run_leaves_no_secret_but_in_the_files_that_must_hold_one() {
     run.bed.until_nothing_left().await.unwrap();
 
     let log = fs::read_to_string(run.bed.lab.dir().logs().join("node.log")).unwrap();
-    assert!(log.contains("TRACE"), "the log has all there is to say");
+    assert!(log.contains("DEBUG"), "the log has all there is to say");
     let (wrong, places, bytes) = run.everywhere(&KEYS);
     assert_eq!(wrong, []);
     let (secrets, forms) = run.needles.count();

@@ -1,6 +1,7 @@
 //! Memory that is freed is overwritten first, once a process has asked for it: keys pass through buffers of
-//! libraries (JSON, PEM, ASN.1) that know nothing of secrets. The node process asks; the relay, which
-//! frees a buffer for each record it moves and holds one key for as long as it lives, does not.
+//! libraries (JSON, YAML, PEM, ASN.1) that know nothing of secrets. The node process asks for as long as it
+//! lives, and the program in the VM until it serves; the relay, which frees a buffer for each record
+//! it moves and holds one key all the time, does not.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,11 @@ static ON: AtomicBool = AtomicBool::new(false);
 /// From now on what this process frees is overwritten.
 pub fn begin() {
     ON.store(true, Ordering::Relaxed);
+}
+
+/// From now on it is not.
+pub fn end() {
+    ON.store(false, Ordering::Relaxed);
 }
 
 /// The system's allocator, with that.
