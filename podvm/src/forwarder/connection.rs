@@ -17,16 +17,17 @@ use bytes::BytesMut;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::agent::AgentError;
 use super::requests::{READ, Requests, RequestsError};
 use super::responses::{self, ResponsesError};
+use super::strangers::{PLACES, Place};
 use super::{Shared, session};
 
-/// Time for a handshake, waiting for its turn included.
+/// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// What TLS reads from the socket at once, in bytes; on its own it asks for 4 KiB.
 const SOCKET_READ: usize = 64 << 10;
@@ -58,6 +59,7 @@ enum End {
 pub(super) async fn serve(
     tcp: TcpStream,
     peer: SocketAddr,
+    place: Place,
     shared: &Arc<Shared>,
     tasks: &TaskTracker,
     stop: &CancellationToken,
@@ -67,25 +69,25 @@ pub(super) async fn serve(
     }
     let stream = BufReader::with_capacity(SOCKET_READ, tcp);
     let Some(acceptor) = &shared.tls else {
+        let Some(_permit) = known(place, peer, shared) else { return };
         return Box::pin(forward(stream, peer, shared, stop, shared.frame_stall)).await;
     };
-    let handshake = async {
-        // A peer that says nothing takes nobody's turn.
-        stream.get_ref().peek(&mut [0]).await?;
-        // The semaphore is never closed; without a permit nothing is lost but the bound.
-        let _turn = shared.handshakes.acquire().await.ok();
-        acceptor.accept(stream).await
-    };
     let done = tokio::select! {
-        done = tokio::time::timeout(HANDSHAKE, handshake) => done,
+        done = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)) => done,
+        () = place.sent_away() => {
+            let line = || tracing::warn!(%peer, "TLS handshake: none before {PLACES} others came");
+            return shared.notices.say(line);
+        }
         () = stop.cancelled() => return,
     };
     match done {
-        Ok(Ok(stream)) if session::is_chosen(&stream) => {
-            Box::pin(session::serve(stream, peer, shared, tasks, stop)).await;
-        }
         Ok(Ok(stream)) => {
-            Box::pin(forward(stream, peer, shared, stop, shared.frame_stall)).await;
+            let Some(_permit) = known(place, peer, shared) else { return };
+            if session::is_chosen(&stream) {
+                Box::pin(session::serve(stream, peer, shared, tasks, stop)).await;
+            } else {
+                Box::pin(forward(stream, peer, shared, stop, shared.frame_stall)).await;
+            }
         }
         // Somebody looked whether the port is open.
         Ok(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => {
@@ -96,6 +98,12 @@ pub(super) async fn serve(
             shared.notices.say(|| tracing::warn!(%peer, "TLS handshake: none in {HANDSHAKE:?}"));
         }
     }
+}
+
+/// A stranger no more: room among those that may stay.
+fn known(place: Place, peer: SocketAddr, shared: &Shared) -> Option<OwnedSemaphorePermit> {
+    drop(place);
+    shared.permit(peer)
 }
 
 /// Calls are small and wanted at once; a worker that is gone is noticed after half a minute.

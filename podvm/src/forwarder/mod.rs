@@ -2,9 +2,9 @@
 //! to kata-agent. Calls pass unread but for two that are edited on the way in.
 //!
 //! ```text
-//!            ┌ handshake ≤ 10 s, 64 at once ┐
-//!   worker ──┤ ≤ 1024 connections           ├─ first byte ─▶ agent.connect ─┬─ requests ─▶ edits ─▶ agent
-//!            └ client certificate           ┘                               └◀ responses, bytes ───
+//!            ┌ strangers: 256 places, the  ┐
+//!   worker ──┤ oldest goes, ≤ 10 s          ├─ first byte ─▶ agent.connect ─┬─ requests ─▶ edits ─▶ agent
+//!            └ client certificate ─▶ ≤ 1024 ┘                               └◀ responses, bytes ───
 //! ```
 //!
 //! A worker that offers `peerpod-link/1` gets a session: each of its streams is served as a connection
@@ -16,6 +16,7 @@ mod notice;
 mod requests;
 mod responses;
 mod session;
+mod strangers;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -34,11 +35,10 @@ use tokio_util::task::TaskTracker;
 
 use agent::Agent;
 use notice::Notices;
+use strangers::Strangers;
 
 /// Connections at once; a pod has a handful.
 const CONNECTIONS: usize = 1024;
-/// Handshakes at once.
-const HANDSHAKES: usize = 64;
 /// How long connections may go on after the signal to stop.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often sessions without a connection are looked at.
@@ -81,7 +81,7 @@ struct Shared {
     edits: Edits,
     frame_stall: Duration,
     connections: Arc<Semaphore>,
-    handshakes: Semaphore,
+    strangers: Strangers,
     notices: Notices,
     sessions: Sessions,
 }
@@ -108,7 +108,7 @@ impl Forwarder {
             edits: Edits::new(settings.podns),
             frame_stall: settings.frame_stall,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
-            handshakes: Semaphore::new(HANDSHAKES),
+            strangers: Strangers::default(),
             notices: Notices::default(),
             sessions: Sessions::new(&format!("podvm {}", env!("CARGO_PKG_VERSION"))),
         };
@@ -156,11 +156,10 @@ impl Forwarder {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) {
-        let Some(permit) = self.shared.permit(peer) else { return };
         let (shared, stop, all) = (self.shared.clone(), stop.clone(), tasks.clone());
+        let place = self.shared.strangers.enter();
         tasks.spawn(async move {
-            connection::serve(stream, peer, &shared, &all, &stop).await;
-            drop(permit);
+            connection::serve(stream, peer, place, &shared, &all, &stop).await;
         });
     }
 }

@@ -8,6 +8,7 @@
     reason = "tests start our own binary and may fail loudly"
 )]
 
+mod bounds;
 mod calls;
 mod certs;
 mod hostile;
