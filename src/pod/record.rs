@@ -24,6 +24,7 @@ use super::world::Stage;
 pub mod authorities;
 mod check;
 mod disk;
+pub mod files;
 mod version;
 
 pub use disk::Disk;

@@ -1,0 +1,197 @@
+//! The file system as far as records need it, so that a simulation can own it: what was written and
+//! not synced may be lost there, and every call may fail.
+
+use std::fmt::Debug;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::future::Future;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::libc;
+
+/// What stands under a path; links are not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A directory.
+    Directory,
+    /// An ordinary file.
+    File,
+    /// Anything else.
+    Other,
+}
+
+/// The calls, each as the kernel has it. They block; [`Files::apart`] is where they are made.
+pub trait Files: Clone + Debug + Send + Sync + 'static {
+    /// A file that is being written.
+    type Open;
+
+    /// Makes a directory, 0700; one that is there gets that mode. Returns whether it was made now.
+    ///
+    /// # Errors
+    /// The kernel's, and when something else is there.
+    fn make_directory(&self, path: &Path) -> io::Result<bool>;
+
+    /// What is there.
+    ///
+    /// # Errors
+    /// The kernel's; `NotFound` for nothing.
+    fn node(&self, path: &Path) -> io::Result<Node>;
+
+    /// Reads an ordinary file of at most `max` bytes.
+    ///
+    /// # Errors
+    /// The kernel's, and for anything that is no such file.
+    fn read(&self, path: &Path, max: u64) -> io::Result<Vec<u8>>;
+
+    /// Makes a new file, 0600, to write to.
+    ///
+    /// # Errors
+    /// The kernel's; `AlreadyExists` when there is something.
+    fn create(&self, path: &Path) -> io::Result<Self::Open>;
+
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// The kernel's; a part may have been written.
+    fn write(&self, file: &mut Self::Open, bytes: &[u8]) -> io::Result<()>;
+
+    /// Returns when what was written lasts.
+    ///
+    /// # Errors
+    /// The kernel's; what was written may be lost.
+    fn sync(&self, file: &Self::Open) -> io::Result<()>;
+
+    /// Returns when what was made, renamed and removed in it lasts.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Puts one name in the place of another.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Takes a file away.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Takes an empty directory away.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn remove_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Names in a directory, in no order.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn names(&self, path: &Path) -> io::Result<Vec<String>>;
+
+    /// Milliseconds since 1970, to tell things apart that are set aside.
+    fn now_ms(&self) -> u128;
+
+    /// Does what blocks where it may; it is not cut off when the caller goes.
+    fn apart<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = io::Result<T>> + Send;
+}
+
+/// The machine's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Host;
+
+impl Files for Host {
+    type Open = File;
+
+    fn make_directory(&self, path: &Path) -> io::Result<bool> {
+        match DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                let found = fs::symlink_metadata(path)?;
+                if !found.is_dir() {
+                    return Err(io::Error::new(ErrorKind::NotADirectory, "not a directory"));
+                }
+                if found.permissions().mode() & 0o077 != 0 {
+                    fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
+                }
+                Ok(false)
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn node(&self, path: &Path) -> io::Result<Node> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(match () {
+            () if found.is_dir() => Node::Directory,
+            () if found.is_file() => Node::File,
+            () => Node::Other,
+        })
+    }
+
+    fn read(&self, path: &Path, max: u64) -> io::Result<Vec<u8>> {
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("not a file"));
+        }
+        let mut bytes = Vec::new();
+        let read = file.take(max + 1).read_to_end(&mut bytes)?;
+        if read as u64 > max {
+            return Err(io::Error::other("too long"));
+        }
+        Ok(bytes)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+        options.open(path)
+    }
+
+    fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all(bytes)
+    }
+
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_all()
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_directory(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn names(&self, path: &Path) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(path)?;
+        entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn now_ms(&self) -> u128 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis())
+    }
+
+    async fn apart<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+    }
+}
