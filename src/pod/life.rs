@@ -16,7 +16,7 @@ use super::Common;
 use super::phase::{Event, Made, Phase};
 use super::queue::Queue;
 use super::record::Record;
-use super::steps::StepError;
+use super::steps::{Slot, StepError};
 use super::world::{NetworkError, Stage, Unready};
 
 const SAVE: &str = "save";
@@ -82,8 +82,14 @@ impl Life {
     }
 
     /// Sends a create. It goes on to its own end even if whoever waits here does not: how it ended
-    /// tells whether there is a VM to delete, see [`Life::landed`].
-    pub(crate) async fn create(&self, spec: &VmSpec, candidate: &Candidate) -> Result<Vm, Error> {
+    /// tells whether there is a VM to delete, see [`Life::landed`]. Until then it takes up its slot.
+    pub(crate) async fn create(
+        &self,
+        slot: &Slot,
+        spec: &VmSpec,
+        candidate: &Candidate,
+    ) -> Result<Vm, Error> {
+        let slot = slot.clone();
         let (provider, spec) = (Arc::clone(&self.common.world.provider), spec.clone());
         let (candidate, shutdown) = (candidate.clone(), self.common.shutdown.clone());
         let (tell, outcome) = oneshot::channel();
@@ -95,6 +101,7 @@ impl Life {
             {
                 let _ = tell.send(done);
             }
+            drop(slot);
         });
         let done = flight.insert(outcome).await;
         *flight = None;

@@ -48,7 +48,7 @@ pub(crate) struct Common {
     pub(crate) world: World,
     pub(crate) options: Options,
     /// Creates under way; waiters are served in the order in which they came.
-    pub(crate) creates: Semaphore,
+    pub(crate) creates: Arc<Semaphore>,
     pub(crate) vnis: Vnis,
     pub(crate) tracker: Tracker,
     pub(crate) shutdown: CancellationToken,
@@ -62,7 +62,14 @@ impl Common {
         shutdown: CancellationToken,
     ) -> Self {
         let creates = Semaphore::new(options.concurrent_creates.clamp(1, Semaphore::MAX_PERMITS));
-        Self { world, options, creates, vnis: Vnis::default(), tracker, shutdown }
+        Self {
+            world,
+            options,
+            creates: Arc::new(creates),
+            vnis: Vnis::default(),
+            tracker,
+            shutdown,
+        }
     }
 
     /// Every effect passes here: it is timed, counted and told. Returns how long it took, too.

@@ -3,6 +3,7 @@
 mod clock;
 mod create;
 mod fakes;
+mod found;
 mod harness;
 mod restart;
 mod start;

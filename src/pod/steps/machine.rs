@@ -1,9 +1,11 @@
 //! The VM: one candidate after the other, each written down before it is tried.
 
+use std::sync::Arc;
+
 use peerpod_providers::error::Advice;
 use peerpod_providers::retry::{Backoff, Policy};
 use peerpod_providers::{Candidate, Vm, VmSpec};
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use super::StepError;
@@ -22,14 +24,14 @@ pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
         Phase::Launching { candidate, .. } => *candidate,
         _ => 0,
     };
-    let _slot = slot(life).await;
+    let slot = slot(life).await;
     let mut last = StepError::NoCandidate;
     for (number, candidate) in (0u32..).zip(&record.machine.candidates) {
         if number < first {
             continue;
         }
         life.advance(Event::Attempt(number), |_| {}).await?;
-        match attempt(life, &record.machine.spec, candidate).await {
+        match attempt(life, &slot, &record.machine.spec, candidate).await {
             Ok(vm) => {
                 life.enter(Event::Made(vm.clone()))?;
                 return Ok(vm);
@@ -40,21 +42,24 @@ pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
     Err(last)
 }
 
-/// A place among the creates that run at once; the wait for it is told. The semaphore is never
-/// closed.
-async fn slot(life: &Life) -> Option<SemaphorePermit<'_>> {
+/// A place among the creates that run at once. Whoever holds a part of it holds all of it.
+pub(crate) type Slot = Option<Arc<OwnedSemaphorePermit>>;
+
+/// Takes a place; the wait for it is told. The semaphore is never closed.
+async fn slot(life: &Life) -> Slot {
     let creates = &life.common.creates;
-    if let Ok(slot) = creates.try_acquire() {
-        return Some(slot);
+    if let Ok(slot) = Arc::clone(creates).try_acquire_owned() {
+        return Some(Arc::new(slot));
     }
     let now = life.common.world.clock.now_ms();
     life.amend(|r| r.note(now, "waiting for other creates", None));
-    creates.acquire().await.ok()
+    Arc::clone(creates).acquire_owned().await.ok().map(Arc::new)
 }
 
 /// One candidate, repeated as long as that may help.
 async fn attempt(
     life: &Life,
+    slot: &Slot,
     spec: &VmSpec,
     candidate: &Candidate,
 ) -> Result<Vm, (StepError, Advice)> {
@@ -66,7 +71,7 @@ async fn attempt(
     };
     let (begin, mut backoff) = (Instant::now(), Backoff::new(policy));
     loop {
-        let error = match life.step("create", life.create(spec, candidate)).await {
+        let error = match life.step("create", life.create(slot, spec, candidate)).await {
             Ok(vm) => return Ok(vm),
             Err(error) => error,
         };
@@ -83,11 +88,13 @@ async fn attempt(
     }
 }
 
-/// Notes that a candidate has failed; `Ok` when the next one may be tried.
+/// Notes that a candidate has failed; `Ok` when the next one may be tried. While an earlier call may
+/// yet take effect it may not: a second VM would come of that.
 fn refused(life: &Life, error: StepError, advice: Advice) -> Result<StepError, StepError> {
-    if !life.is_unsure() {
-        life.enter(Event::Refused)?;
+    if life.is_unsure() {
+        return Err(error);
     }
+    life.enter(Event::Refused)?;
     match advice {
         Advice::NextCandidate => Ok(error),
         Advice::Repeat(_) | Advice::Stop => Err(error),

@@ -18,3 +18,4 @@ pub(crate) mod resume;
 pub(crate) mod stop;
 
 pub(crate) use error::{StepError, Whose};
+pub(crate) use machine::Slot;

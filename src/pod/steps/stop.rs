@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use peerpod_providers::{Deletion, Kind};
-use tokio::time::{Instant, sleep, timeout};
+use peerpod_providers::{Deletion, Kind, VmRef};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::pod::life::Life;
 use crate::pod::phase::{Event, Made, Phase};
@@ -125,6 +125,7 @@ async fn machine(life: &Life) {
     }
     let mut gone_since = None;
     let mut wait = FIRST;
+    let mut not_before = Instant::now();
     loop {
         match delete(life).await {
             Answer::Gone => {
@@ -136,6 +137,7 @@ async fn machine(life: &Life) {
             Answer::Wait(hint) => {
                 gone_since = None;
                 wait = hint.map_or(wait, |h| h.max(wait));
+                not_before = Instant::now() + hint.unwrap_or_default();
             }
         }
         let left = gone_since.map(|since: Instant| settle.saturating_sub(since.elapsed()));
@@ -145,7 +147,10 @@ async fn machine(life: &Life) {
                 wait = (wait * 2).min(LONGEST);
             }
             // From now on nothing new comes of it.
-            () = &mut landed => gone_since = None,
+            () = &mut landed => {
+                gone_since = None;
+                sleep_until(not_before).await;
+            }
         }
     }
 }
@@ -175,7 +180,14 @@ async fn delete(life: &Life) -> Answer {
 async fn is_listed(life: &Life) -> bool {
     let vm = life.record().vm_ref();
     match life.step("list", life.common.world.provider.list()).await {
-        Ok(all) => all.iter().any(|r| r.vm.sandbox == vm.sandbox || r.vm.name == vm.name),
+        Ok(all) => all.iter().any(|r| is_of(&vm, &r.vm)),
         Err(_) => true,
     }
+}
+
+/// Some clouds cut or lose a long tag; what is left of it must fit. The same name with another
+/// sandbox's tag is another pod's VM.
+fn is_of(vm: &VmRef, listed: &VmRef) -> bool {
+    let same_name = listed.name == vm.name && vm.sandbox.starts_with(&listed.sandbox);
+    listed.sandbox == vm.sandbox || same_name
 }

@@ -1,0 +1,75 @@
+//! What seeds of the simulation (tests/sim) have found in the daemon, each as a test of its own.
+
+use peerpod_providers::fake::{self, Fault, Operation};
+use peerpod_providers::{Kind, VmName};
+use tokio::time::sleep;
+
+use super::harness::*;
+
+/// Seed 59: a start whose caller had gone gave its place up while its create was still under way.
+#[tokio::test(start_paused = true)]
+async fn a_create_takes_up_its_place_until_it_ends_even_if_its_start_was_dropped() {
+    let mut site =
+        Site::with(fake::Options { boot_takes: seconds(30), ..fake::Options::default() });
+    site.options.concurrent_creates = 1;
+    let daemon = site.daemon().await;
+    daemon.create("s1").await.expect("created");
+    daemon.create("s2").await.expect("created");
+    let dropped = daemon.starting("s1");
+    sleep(seconds(1)).await;
+    dropped.abort();
+    let waits = daemon.starting("s2");
+    sleep(seconds(10)).await;
+    assert_eq!(site.creates(), 1, "the first one is still under way");
+    waits.await.expect("joins").expect("started");
+}
+
+/// Seed 164: the first place's create timed out and took effect late, its repetition found no room,
+/// and the next place made a second VM.
+#[tokio::test(start_paused = true)]
+async fn no_other_place_is_tried_while_an_earlier_create_may_take_effect() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    daemon.create("s1").await.expect("created");
+    site.provider.script(Operation::Create, 1, Fault::LateEffect(seconds(20)));
+    site.provider.script(Operation::Create, 2, Fault::Fail(Kind::Capacity));
+    daemon.start("s1").await.expect_err("there is no room");
+    assert_eq!(site.creates(), 2);
+    site.until_nothing_is_left().await;
+}
+
+/// Seed 155: a create that landed made the delete come again before the cloud's hint.
+#[tokio::test(start_paused = true)]
+async fn a_throttled_delete_is_not_repeated_before_its_time_when_a_create_lands() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    daemon.create("s1").await.expect("created");
+    site.provider.script_next(Operation::Create, Fault::Delay(seconds(30)));
+    let throttled = Fault::Fail(Kind::Throttled(Some(seconds(60))));
+    site.provider.script_next(Operation::Delete, throttled);
+    let start = daemon.starting("s1");
+    sleep(seconds(1)).await;
+    daemon.stop("s1").await.expect("stopped");
+    start.await.expect("joins").expect_err("stopped");
+    until("a delete", || site.deletes() == 1).await;
+    sleep(seconds(50)).await;
+    assert_eq!(site.deletes(), 1, "sixty seconds were asked for");
+    site.until_nothing_is_left().await;
+}
+
+/// Seed 876: a VM of the same name that was another sandbox's kept a record for ever.
+#[tokio::test(start_paused = true)]
+async fn another_sandboxs_vm_of_the_same_name_keeps_no_record() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    daemon.create("s1").await.expect("created");
+    site.provider.script_always(Operation::Create, Fault::Fail(Kind::Unavailable));
+    let start = daemon.starting("s1");
+    until("a create", || site.creates() > 1).await;
+    let other = spec(VmName::first_form("s1", "s1"), "another", "node-1");
+    site.provider.plant(&other, &candidate(0, "a")).expect("there is room");
+    daemon.stop("s1").await.expect("stopped");
+    start.await.expect("joins").expect_err("stopped");
+    until("no record", || site.records.all().is_empty()).await;
+    assert_eq!(site.provider.vms().len(), 1, "the other one is not touched");
+}
