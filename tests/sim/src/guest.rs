@@ -1,0 +1,119 @@
+//! What answers, or does not, at the address of a machine.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use peerpod_tunnel::link::tls::ClientTls;
+use peerpodd::pod::world::{Door, Guest, Pulse, Stage, Unready};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::cloud::Cloud;
+use crate::core::{lock, seconds};
+use crate::machines::Machine;
+use crate::process::Process;
+
+/// The machines' forwarders as one daemon sees them.
+#[derive(Clone, Debug)]
+pub(crate) struct Machines {
+    pub(crate) cloud: Arc<Cloud>,
+    pub(crate) process: Arc<Process>,
+}
+
+/// How a machine answers now.
+enum State {
+    Silence,
+    Refuses,
+    Garbage,
+    AgentMissing,
+    Hangs,
+    Answers,
+}
+
+fn state(machine: Option<&Machine>) -> State {
+    let now = Instant::now();
+    let Some(machine) = machine.filter(|m| m.runs(now)) else { return State::Silence };
+    let mood = &machine.mood;
+    match (mood.up, mood.answers) {
+        (Some(up), _) if now < up => State::Silence,
+        (None, _) => State::Silence,
+        _ if mood.garbage => State::Garbage,
+        (_, Some(at)) if now < at && at - now > seconds(1) => State::Refuses,
+        (_, Some(at)) if now < at => State::AgentMissing,
+        (_, None) => State::Refuses,
+        _ => match mood.hangs {
+            Some((from, long)) if now >= from && now < from + long => State::Hangs,
+            _ => State::Answers,
+        },
+    }
+}
+
+impl Machines {
+    fn state(&self, address: IpAddr) -> State {
+        let cloud = lock(&self.cloud.state);
+        state(cloud.machines.at(address))
+    }
+}
+
+fn unready<T>(stage: Stage, reason: &str) -> Result<T, Unready> {
+    Err(Unready { stage, reason: reason.to_owned() })
+}
+
+#[async_trait]
+impl Guest for Machines {
+    async fn knock(&self, to: SocketAddr, bound: Duration) -> Result<Box<dyn Door>, Unready> {
+        self.process.reach("knock").await;
+        let foreign = lock(&self.cloud.state).machines.at(to.ip()).filter(|m| m.foreign).cloned();
+        if let Some(machine) = foreign {
+            self.cloud.core.breach("I6", format!("{} is knocked at", machine.spec.name));
+        }
+        match self.state(to.ip()) {
+            State::Silence => {
+                sleep(bound).await;
+                unready(Stage::Unreachable, "silence")
+            }
+            State::Refuses => unready(Stage::Refused, "RST"),
+            _ => Ok(Box::new(Connection { machines: self.clone(), address: to.ip() })),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Connection {
+    machines: Machines,
+    address: IpAddr,
+}
+
+#[async_trait]
+impl Door for Connection {
+    async fn enter(
+        mut self: Box<Self>,
+        _: Option<&ClientTls>,
+        bound: Duration,
+    ) -> Result<Box<dyn Pulse>, Unready> {
+        match self.machines.state(self.address) {
+            State::Garbage => return unready(Stage::Tls, "not TLS"),
+            State::AgentMissing => return unready(Stage::Agent, "no agent"),
+            _ => {}
+        }
+        match timeout(bound, self.beat()).await {
+            Ok(Ok(())) => Ok(self),
+            Ok(Err(reason)) => unready(Stage::Agent, &reason),
+            Err(_) => unready(Stage::Agent, "no answer"),
+        }
+    }
+}
+
+#[async_trait]
+impl Pulse for Connection {
+    async fn beat(&mut self) -> Result<(), String> {
+        loop {
+            match self.machines.state(self.address) {
+                State::Answers => return Ok(()),
+                State::Hangs | State::Silence => sleep(Duration::from_millis(500)).await,
+                _ => return Err("reset".to_owned()),
+            }
+        }
+    }
+}
