@@ -117,6 +117,8 @@ fn settle_for_less(role: Role, provider: &str) -> anyhow::Result<String> {
 }
 
 fn node_process(loaded: &Loaded, start: &Start) -> anyhow::Result<u8> {
+    #[cfg(feature = "crash-points")]
+    crate::crash::tunnel();
     let settings = loaded.settings()?;
     banner(Role::Node, loaded);
     peerpod_tunnel::wipe::begin();

@@ -25,6 +25,7 @@ use super::planner::LatePlanner;
 use super::{BadSetting, notify};
 use crate::admin::{self, About, Guard, Insight, Pages, Readiness};
 use crate::config::{self, Settings, StateDir, Tls};
+use crate::crash::here;
 use crate::hypervisor;
 use crate::metrics::{Counted, Metrics, Now};
 use crate::pki::Pki;
@@ -166,7 +167,9 @@ impl Node {
         let state_dir = self.state.dir.path().to_owned();
         let records = apart(move || Ok(Disk::open(&state_dir)?)).await?;
         let socket = self.settings.paths.node_socket();
+        here!(NodeSocketBefore);
         let listener = listen(&socket).await?;
+        here!(NodeSocketAfter);
         self.live.socket.set(socket).ok();
         let (relay, events) = self.attach();
         let world = World {
@@ -179,6 +182,8 @@ impl Node {
             clock: Arc::new(WallClock),
             random: Arc::new(Chance),
             observer: self.metrics.clone(),
+            #[cfg(feature = "crash-points")]
+            crash: Arc::new(crate::crash::Sigkill),
         };
         let (tracker, token) = (self.shutdown.tracker(), self.shutdown.token());
         let pods = Pods::start(world, self.options(), events, tracker.clone(), token.clone())
@@ -313,7 +318,7 @@ impl Node {
             sweep_interval: sweep.interval,
             sweep_grace: sweep.grace,
             sweep_dry_run: sweep.dry_run,
-            ..Options::default()
+            settle: crate::crash::settle(Options::default().settle),
         }
     }
 }

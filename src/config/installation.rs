@@ -10,6 +10,7 @@ use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
 
 use super::parse::is_installation_id;
 use super::state_dir::no_link;
+use crate::crash::here;
 
 const FILE: &str = "installation-id";
 /// Bytes that are read of it; a real one has 64 at most.
@@ -63,7 +64,9 @@ pub fn installation_id(state: &Path, given: Option<&str>) -> Result<String, Inst
         (None, Some(kept)) => Ok(kept),
         (None, None) => {
             let id = format!("{:032x}", rand::random::<u128>());
+            here!(InstallationBefore);
             write(state, &path, &id).map_err(|source| InstallationError::Write { path, source })?;
+            here!(InstallationAfter);
             Ok(id)
         }
     }
@@ -96,6 +99,7 @@ fn write(state: &Path, path: &Path, id: &str) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode(0o600))?;
     writeln!(file, "{id}")?;
     file.sync_all()?;
+    here!(InstallationRename);
     std::fs::rename(&temporary, path)?;
     File::open(state)?.sync_all()
 }

@@ -10,6 +10,8 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::libc::{ELOOP, O_NOFOLLOW};
 use nix::sys::statfs::{FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 
+use crate::crash::here;
+
 const LOCK: &str = "node.lock";
 const PROBE: &str = ".probe";
 
@@ -102,7 +104,9 @@ impl StateDir {
         make(path)?;
         let volatile = volatile(path, allow_volatile)?;
         probe(path).map_err(|source| StateDirError::Write { path: path.to_owned(), source })?;
+        here!(StateLockBefore);
         let lock = lock(path)?;
+        here!(StateLockAfter);
         Ok(Self { path: path.to_owned(), volatile, _lock: lock })
     }
 

@@ -25,6 +25,7 @@ use tracing::Instrument;
 
 use super::call::Call;
 use super::{Failure, FailureKind, Limits, Sandboxes};
+use crate::crash::here;
 use crate::shutdown::Tracker;
 
 /// What a connection works with.
@@ -184,9 +185,15 @@ impl Connection {
             Err(failure) => failure.response(),
         };
         let frame = response.frame(stream);
+        here!(AnswerBefore);
+        let written = async {
+            let written = frame.write(write).await;
+            here!(AnswerAfter);
+            written
+        };
         tokio::select! {
             biased;
-            written = frame.write(write) => written.map_err(Broken::Write),
+            written = written => written.map_err(Broken::Write),
             () = self.shutdown.cancelled() => Ok(()),
             () = tokio::time::sleep(self.limits.stall) => Err(Broken::NotRead),
         }

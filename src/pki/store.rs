@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 
 use super::cert::{self, Authority, Pair, Root};
 use super::{PkiError, rotation};
+use crate::crash::here;
 
 /// Longest PEM file that is read, in bytes: a bundle of some hundred certificates.
 const FILE_MAX: u64 = 256 << 10;
@@ -84,12 +85,16 @@ impl Store {
             (None, None) => {
                 let key =
                     KeyPair::generate().map_err(|source| PkiError::Make { what: "key", source })?;
+                here!(KeyBefore);
                 write(&key_path, pem(&key).expose().as_bytes())?;
+                here!(KeyAfter);
                 key
             }
         };
         let cert = root.sign(&key, now)?;
+        here!(CertificateBefore);
         write(&cert_path, cert.as_bytes())?;
+        here!(CertificateAfter);
         Ok((cert, key))
     }
 
@@ -191,6 +196,7 @@ pub(super) fn write(path: &Path, content: &[u8]) -> Result<(), PkiError> {
     let mut made = made.map_err(io("making", &new))?;
     made.write_all(content).map_err(io("writing", &new))?;
     made.sync_all().map_err(io("syncing", &new))?;
+    here!(PemRename);
     fs::rename(&new, path).map_err(io("putting in place", path))?;
     let dir = path.parent().unwrap_or(Path::new("."));
     sync(dir)

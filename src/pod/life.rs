@@ -18,6 +18,7 @@ use super::queue::Queue;
 use super::record::Record;
 use super::steps::{Slot, StepError};
 use super::world::{NetworkError, Stage, Unready};
+use crate::crash::{reach, reach_save, sent};
 
 const SAVE: &str = "save";
 
@@ -90,15 +91,17 @@ impl Life {
         candidate: &Candidate,
     ) -> Result<Vm, Error> {
         let slot = slot.clone();
-        let (provider, spec) = (Arc::clone(&self.common.world.provider), spec.clone());
-        let (candidate, shutdown) = (candidate.clone(), self.common.shutdown.clone());
+        let (common, spec) = (Arc::clone(&self.common), spec.clone());
+        let candidate = candidate.clone();
         let (tell, outcome) = oneshot::channel();
         let mut flight = self.flight.lock().await;
         self.common.tracker.spawn("create VM", async move {
+            let world = &common.world;
+            reach!(world, CreateSentBefore);
+            let create = world.provider.create(&spec, &candidate);
+            let create = sent!(world, CreateSentAfter, create);
             // A process that ends leaves the outcome to its successor, which repeats the call.
-            if let Some(done) =
-                shutdown.run_until_cancelled(provider.create(&spec, &candidate)).await
-            {
+            if let Some(done) = common.shutdown.run_until_cancelled(create).await {
                 let _ = tell.send(done);
             }
             drop(slot);
@@ -213,8 +216,13 @@ impl Life {
 
     /// Writes the record as it is now. Saves of one pod never overtake one another.
     pub(crate) async fn save(&self) -> Result<(), StepError> {
-        let (records, record) = (Arc::clone(&self.common.world.records), self.record());
-        let save = async move { records.save(&record).await };
+        let (common, record) = (Arc::clone(&self.common), self.record());
+        let save = async move {
+            reach_save!(common.world, &record.phase, Before);
+            let saved = common.world.records.save(&record).await;
+            reach_save!(common.world, &record.phase, After);
+            saved
+        };
         let queued = self.disk.run(&self.common.tracker, "save record", save);
         self.step(SAVE, async { queued.await.ok_or(StepError::Ended)?.map_err(StepError::Save) })
             .await

@@ -34,6 +34,7 @@ pub(crate) use desk::{Command, End, Held, Reply};
 pub use options::Options;
 pub(crate) use steps::Whose;
 
+use crate::crash::reach_step;
 use crate::request::PodRequest;
 use crate::shutdown::Tracker;
 use actor::Actor;
@@ -78,6 +79,7 @@ impl Common {
         step: &'static str,
         effect: impl Future<Output = Result<T, E>>,
     ) -> (Result<T, E>, Duration) {
+        reach_step!(self.world, step, Before);
         let begin = Instant::now();
         let done = effect.await;
         let took = begin.elapsed();
@@ -87,6 +89,7 @@ impl Common {
             Ok(_) => tracing::debug!(step, took_ms, "done"),
             Err(error) => tracing::warn!(step, took_ms, %error, "failed"),
         }
+        reach_step!(self.world, step, After);
         (done, took)
     }
 }

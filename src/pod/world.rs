@@ -47,6 +47,9 @@ pub struct World {
     pub random: Arc<dyn Random>,
     /// Who counts.
     pub observer: Arc<dyn Observer>,
+    /// Who may end the process at any of its points.
+    #[cfg(feature = "crash-points")]
+    pub crash: Arc<dyn crate::crash::Crash>,
 }
 
 /// Request → plan: pure but for the making of a certificate.

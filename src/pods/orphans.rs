@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::Pods;
+use crate::crash::reach;
 use crate::hypervisor::FailureKind;
 use crate::pod::phase::Phase;
 use crate::pod::{Command, End};
@@ -83,6 +84,9 @@ async fn close(pods: &Pods, sandbox: &str) {
     if pods.broken().iter().any(|b| b.newer && b.sandbox == sandbox) {
         return;
     }
-    let closed = pods.common.world.relay.close(sandbox, "no such sandbox").await;
+    let world = &pods.common.world;
+    reach!(world, OrphanCloseBefore);
+    let closed = world.relay.close(sandbox, "no such sandbox").await;
+    reach!(world, OrphanCloseAfter);
     tracing::info!(sandbox, ?closed, "closed a socket that belongs to no sandbox");
 }

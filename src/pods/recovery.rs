@@ -13,6 +13,7 @@ use std::sync::PoisonError;
 
 use super::Pods;
 use super::registry::Insert;
+use crate::crash::reach;
 use crate::pod::Pod;
 use crate::pod::record::{Record, RecordError};
 
@@ -20,7 +21,9 @@ use crate::pod::record::{Record, RecordError};
 /// knows of in the kernel is taken away.
 pub(super) async fn take_up(pods: &Pods) -> Result<(), RecordError> {
     let world = &pods.common.world;
+    reach!(world, LoadBefore);
     let loaded = world.records.load().await?;
+    reach!(world, LoadAfter);
     for broken in &loaded.broken {
         let (sandbox, path) = (&broken.sandbox, broken.path.display());
         tracing::error!(sandbox, %path, newer = broken.newer, "record: {}", broken.reason);
@@ -29,14 +32,19 @@ pub(super) async fn take_up(pods: &Pods) -> Result<(), RecordError> {
     let mut known: BTreeSet<String> = loaded.records.iter().map(|r| r.sandbox.clone()).collect();
     known.extend(loaded.broken.iter().map(|b| b.sandbox.clone()));
     *pods.broken.lock().unwrap_or_else(PoisonError::into_inner) = loaded.broken;
-    match world.network.clear_leftovers(&known).await {
+    reach!(world, LeftoversBefore);
+    let cleared = world.network.clear_leftovers(&known).await;
+    reach!(world, LeftoversAfter);
+    match cleared {
         Ok(gone) if gone.is_empty() => {}
         Ok(gone) => tracing::info!(gone = gone.join("; "), "removed left-over network objects"),
         Err(error) => tracing::warn!(%error, "left-over network objects stay"),
     }
     let count = loaded.records.len();
     for record in loaded.records {
+        reach!(world, TakeUpBefore);
         resume(pods, record);
+        reach!(world, TakeUpAfter);
     }
     tracing::info!(pods = count, "records taken up");
     Ok(())

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Pods;
 use super::registry::{Full, Insert, is_young};
+use crate::crash::reach;
 use crate::hypervisor::{Failure, FailureKind, Sandboxes};
 use crate::pod::{Command, End, Pod, Reply, Whose};
 use crate::proto::hypervisor::CreateVmRequest;
@@ -29,6 +30,7 @@ const CLOSE: Duration = Duration::from_millis(300);
 impl Sandboxes for Pods {
     async fn create(&self, request: CreateVmRequest) -> Result<String, Failure> {
         self.serving().await;
+        reach!(self.common.world, CreateVmBefore);
         // A known id is answered whatever else the request says: a shim that was restarted repeats
         // it when the network namespace has long gone.
         if let Some(pod) = self.registry.get(&request.id) {
@@ -41,28 +43,36 @@ impl Sandboxes for Pods {
         let parsed = self.common.world.planner.parse(&request);
         let request = parsed.map_err(|e| named(&request, e))?;
         let pod = self.admit(request)?;
-        self.ask(&pod, Command::Create).await
+        let created = self.ask(&pod, Command::Create).await;
+        reach!(self.common.world, CreateVmAfter);
+        created
     }
 
     async fn start(&self, id: &str, deadline: Option<Duration>) -> Result<(), Failure> {
         self.serving().await;
+        reach!(self.common.world, StartVmBefore);
         let deadline = deadline.map(|d| d.saturating_sub((d / 20).min(MARGIN)));
         let deadline = deadline.and_then(|d| Instant::now().checked_add(d));
         let Some(pod) = self.registry.get(id) else {
             self.left_alone(id)?;
             return Err(unknown(id));
         };
-        self.ask(&pod, |reply| Command::Start { deadline, reply }).await
+        let started = self.ask(&pod, |reply| Command::Start { deadline, reply }).await;
+        reach!(self.common.world, StartVmAfter);
+        started
     }
 
     async fn stop(&self, id: &str) -> Result<(), Failure> {
         self.serving().await;
+        reach!(self.common.world, StopVmBefore);
         let Some(pod) = self.registry.get(id) else {
             self.left_alone(id)?;
             self.close_broken(id).await;
             return Ok(());
         };
-        match self.ask(&pod, Command::Stop).await {
+        let stopped = self.ask(&pod, Command::Stop).await;
+        reach!(self.common.world, StopVmAfter);
+        match stopped {
             // It has gone in this very moment.
             Err(e) if e.kind == FailureKind::NotFound => Ok(()),
             other => other,

@@ -16,6 +16,7 @@ use peerpod_providers::{Resource, ResourceKind, VmRef, tags};
 use tokio::time::{Instant, sleep};
 
 use super::Pods;
+use crate::crash::reach;
 use crate::pod::phase::Phase;
 use crate::pod::{Command, Pod};
 
@@ -52,7 +53,10 @@ impl Sweep {
         let world = &pods.common.world;
         // Pods as they were before the list: one that comes meanwhile cannot be on it.
         let before = pods.registry.all();
-        let listed = match world.provider.list().await {
+        reach!(world, SweepListBefore);
+        let listed = world.provider.list().await;
+        reach!(world, SweepListAfter);
+        let listed = match listed {
             Ok(listed) => listed,
             Err(error) => {
                 world.observer.provider_error("list", error.kind.as_str());
@@ -146,10 +150,13 @@ async fn delete(pods: &Pods, vm: &VmRef) -> bool {
         tracing::warn!(%name, sandbox, "sweep: no record; would be deleted (dry run)");
         return false;
     }
-    let done = pods.common.world.provider.delete(vm).await;
+    let world = &pods.common.world;
+    reach!(world, SweepDeleteBefore);
+    let done = world.provider.delete(vm).await;
+    reach!(world, SweepDeleteAfter);
     tracing::warn!(%name, sandbox, ?done, "sweep: no record; deleted");
     if let Err(error) = &done {
-        pods.common.world.observer.provider_error("delete", error.kind.as_str());
+        world.observer.provider_error("delete", error.kind.as_str());
     }
     done.is_ok()
 }

@@ -18,6 +18,7 @@ use super::hub::{Events, Hub};
 use super::link::{Configurations, DialError, Target};
 use super::pod::Pod;
 use super::sockets::{Allowed, Bound, check_path, clear_dead, ensure_directory};
+use crate::crash::here;
 use crate::proto::relay as proto;
 use crate::request::SandboxId;
 use crate::shutdown::Tracker;
@@ -246,7 +247,9 @@ impl relay_server::Relay for Service {
         &self,
         request: Request<proto::OpenRequest>,
     ) -> Result<Response<proto::OpenReply>, Status> {
+        here!(RelayOpenBefore);
         self.open_pod(request.into_inner()).await?;
+        here!(RelayOpenAfter);
         Ok(Response::new(proto::OpenReply {}))
     }
 
@@ -256,7 +259,9 @@ impl relay_server::Relay for Service {
     ) -> Result<Response<proto::ConnectReply>, Status> {
         let request = request.into_inner();
         let pod = self.pod(&request.sandbox)?;
+        here!(RelayDialBefore);
         let connected = pod.connect(&self.hub, target(request, &self.configurations)?).await;
+        here!(RelayDialAfter);
         connected.map_err(|e| match e {
             DialError::Unreachable(why) => status(Stage::Unreachable, why),
             DialError::Tls(why) => status(Stage::Tls, why),
@@ -268,7 +273,9 @@ impl relay_server::Relay for Service {
         &self,
         request: Request<proto::CloseRequest>,
     ) -> Result<Response<proto::CloseReply>, Status> {
+        here!(RelayCloseBefore);
         let existed = self.close_pod(request.into_inner()).await;
+        here!(RelayCloseAfter);
         Ok(Response::new(proto::CloseReply { existed }))
     }
 

@@ -17,6 +17,8 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::crash::here;
+
 /// What fits in `sockaddr_un` with its closing zero.
 pub const MAX_PATH: usize = 107;
 /// How long a look at who serves a path may take.
@@ -105,13 +107,16 @@ impl Bound {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(io("removing", &temporary)(e)),
             _ => {}
         }
+        here!(SocketBindBefore);
         let listener = UnixListener::bind(&temporary).map_err(io("binding", &temporary))?;
+        here!(SocketBindAfter);
         // Whoever slips in before the mode is set still meets the check of credentials.
         std::fs::set_permissions(&temporary, Permissions::from_mode(0o600))
             .map_err(io("setting the mode of", &temporary))?;
         let identity = std::fs::symlink_metadata(&temporary).map(identity);
         let identity = identity.map_err(io("looking at", &temporary))?;
         std::fs::rename(&temporary, path).map_err(io("putting in place", path))?;
+        here!(SocketRenameAfter);
         Ok(Self { listener, path: path.to_owned(), identity })
     }
 
@@ -141,8 +146,10 @@ impl Drop for Bound {
     fn drop(&mut self) {
         let ours = std::fs::symlink_metadata(&self.path).map(identity);
         if ours.is_ok_and(|found| found == self.identity) {
+            here!(SocketRemoveBefore);
             // A file that stays is replaced by the next one who serves here.
             let _ = std::fs::remove_file(&self.path);
+            here!(SocketRemoveAfter);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Everything that runs between the worker node and the pod VM, both ends.
 
+#[cfg(feature = "crash-points")]
+pub mod crash;
 pub mod link;
 pub mod network;
 pub mod wipe;

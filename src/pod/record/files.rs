@@ -11,6 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::libc;
 
+use crate::crash::{here, on_disk};
+
 /// What stands under a path; links are not followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Node {
@@ -111,7 +113,8 @@ impl Files for Host {
     type Open = File;
 
     fn make_directory(&self, path: &Path) -> io::Result<bool> {
-        match DirBuilder::new().mode(0o700).create(path) {
+        let make = || DirBuilder::new().mode(0o700).create(path);
+        match on_disk!(RecordDirectoryBefore, RecordDirectoryAfter, make()) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 let found = fs::symlink_metadata(path)?;
@@ -156,27 +159,34 @@ impl Files for Host {
     }
 
     fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
-        file.write_all(bytes)
+        on_disk!(RecordWriteBefore, RecordWriteAfter, write_all(file, bytes))
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
-        file.sync_all()
+        on_disk!(RecordFsyncBefore, RecordFsyncAfter, file.sync_all())
     }
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        let sync = || File::open(path)?.sync_all();
+        on_disk!(RecordSyncBefore, RecordSyncAfter, sync())
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
+        if from.parent() == to.parent() {
+            return on_disk!(RecordRenameBefore, RecordRenameAfter, fs::rename(from, to));
+        }
+        here!(SetAsideBefore);
+        let renamed = fs::rename(from, to);
+        here!(SetAsideAfter);
+        renamed
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
+        on_disk!(RecordUnlinkBefore, RecordUnlinkAfter, fs::remove_file(path))
     }
 
     fn remove_directory(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir(path)
+        on_disk!(RecordRmdirBefore, RecordRmdirAfter, fs::remove_dir(path))
     }
 
     fn names(&self, path: &Path) -> io::Result<Vec<String>> {
@@ -194,4 +204,14 @@ impl Files for Host {
     ) -> io::Result<T> {
         tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
     }
+}
+
+/// A disk that becomes full in the middle of a write takes a part of it.
+fn write_all(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    #[cfg(feature = "crash-points")]
+    if crate::crash::is_short() {
+        file.write_all(&bytes[..bytes.len() / 2])?;
+        return Err(ErrorKind::StorageFull.into());
+    }
+    file.write_all(bytes)
 }

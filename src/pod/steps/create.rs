@@ -6,6 +6,7 @@ use peerpod_providers::VmName;
 use peerpod_tunnel::network::PodNetwork;
 
 use super::StepError;
+use crate::crash::reach;
 use crate::plan::Plan;
 use crate::pod::Common;
 use crate::pod::life::Life;
@@ -30,7 +31,9 @@ pub(crate) async fn draft(
     let (kernel, _) = common.observe("vni", world.network.kernel_vnis()).await;
     let kernel = kernel.map_err(StepError::Kernel)?;
     let start = world.random.next();
+    reach!(world, ReserveBefore);
     let reserved = common.vnis.pick(options.vxlan_min_id, kernel, start).map_err(StepError::Vni)?;
+    reach!(world, ReserveAfter);
     let plan = world.planner.plan(request, &found, reserved.vni, name);
     let (plan, _) = common.observe("plan", plan).await;
     let plan = plan.map_err(StepError::Plan)?;

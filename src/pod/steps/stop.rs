@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use peerpod_providers::{Deletion, Kind, VmRef};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::crash::sent;
 use crate::pod::life::Life;
 use crate::pod::phase::{Event, Made, Phase};
 use crate::relay::api::ControlError;
@@ -162,7 +163,8 @@ enum Answer {
 
 async fn delete(life: &Life) -> Answer {
     let (world, vm) = (&life.common.world, life.record().vm_ref());
-    match life.step("delete", world.provider.delete(&vm)).await {
+    let call = sent!(world, DeleteSentAfter, world.provider.delete(&vm));
+    match life.step("delete", call).await {
         Ok(Deletion::Gone) => Answer::Gone,
         Ok(Deletion::Accepted) => Answer::Wait(None),
         Err(error) => {

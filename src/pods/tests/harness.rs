@@ -89,6 +89,8 @@ impl Site {
             clock: self.clock.clone(),
             random: self.chance.clone(),
             observer: self.counts.clone(),
+            #[cfg(feature = "crash-points")]
+            crash: Arc::new(crate::crash::Sigkill),
         };
         let shutdown = Shutdown::new();
         let (events, receiver) = mpsc::channel(64);

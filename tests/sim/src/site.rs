@@ -122,6 +122,8 @@ impl Site {
             clock: Arc::new(Wall(Arc::clone(core))),
             random: Arc::new(Chance(Arc::clone(core))),
             observer: Arc::new(Counts(process)),
+            #[cfg(feature = "crash-points")]
+            crash: Arc::new(peerpodd::crash::Sigkill),
         }
     }
 

@@ -10,6 +10,18 @@ use peerpod_netlink::{Error, Handle, Link, Netns, Vxlan};
 use super::guard::{self, Key};
 use super::{Tunnel, mark, pin};
 
+/// A change of the kernel between its two crash points.
+macro_rules! step {
+    ($name:literal, $work:expr) => {{
+        #[cfg(feature = "crash-points")]
+        crate::crash::reach(concat!($name, ".before"));
+        let done = $work;
+        #[cfg(feature = "crash-points")]
+        crate::crash::reach(concat!($name, ".after"));
+        done
+    }};
+}
+
 /// Name of the device in the pod's namespace, as upstream has it.
 const DEVICE: &str = "vxlan1";
 /// How names of devices begin that are not in their place: earlier versions made them in the host's
@@ -132,7 +144,7 @@ pub fn attach(tunnel: &Tunnel) -> Result<(), TunnelError> {
 
 fn try_attach(tunnel: &Tunnel) -> Result<(), TunnelError> {
     let netns = tunnel.open()?;
-    guard::allow(tunnel.key(), tunnel.vm, &tunnel.sandbox)
+    step!("guard-allow", guard::allow(tunnel.key(), tunnel.vm, &tunnel.sandbox))
         .map_err(tunnel.step("let the VM's address in"))?;
     let host = Handle::here().map_err(tunnel.step("open netlink"))?;
     let netns = &netns;
@@ -167,7 +179,8 @@ fn make_device(
         let gone = handle.delete_link(&tunnel.transit());
         gone.map_err(tunnel.step("remove an earlier device"))?;
     }
-    match host.add_vxlan_in((netns, pod), DEVICE, tunnel.vxlan(), &mark(&tunnel.sandbox)) {
+    let mark = mark(&tunnel.sandbox);
+    match step!("device-make", host.add_vxlan_in((netns, pod), DEVICE, tunnel.vxlan(), &mark)) {
         // No device of that name is in the namespace, so it is the VNI that is taken.
         Err(e) if e.is_exists() => {
             return Err(TunnelError::VniTaken {
@@ -178,14 +191,14 @@ fn make_device(
         }
         other => other.map_err(tunnel.step("make the VXLAN device"))?,
     }
-    pod.set_mtu(DEVICE, tunnel.mtu).map_err(tunnel.step("set the MTU"))
+    step!("device-mtu", pod.set_mtu(DEVICE, tunnel.mtu)).map_err(tunnel.step("set the MTU"))
 }
 
 fn wire(tunnel: &Tunnel, pod: &Handle) -> Result<(), Error> {
     let (interface, vm) = (pod.link(&tunnel.interface)?, pod.link(DEVICE)?);
     if !(vm.up && pin::stands(tunnel)?) {
-        pin::set(tunnel, DEVICE, interface.index, vm.index)?;
-        pod.set_up(DEVICE, true)?;
+        step!("pin-set", pin::set(tunnel, DEVICE, interface.index, vm.index))?;
+        step!("device-up", pod.set_up(DEVICE, true))?;
     }
     Ok(())
 }
@@ -201,10 +214,10 @@ pub fn detach(tunnel: &Tunnel) -> Result<(), TunnelError> {
     // Nothing arrives any more before the filters go. The device, which takes the kernel longest,
     // goes last: what the filters have left is freed meanwhile.
     let stopped = netns.and_then(|n| failed.note(n.run(stop)));
-    let _shut_out = failed.note(guard::revoke(tunnel.key()));
+    let _shut_out = failed.note(step!("guard-revoke", guard::revoke(tunnel.key())));
     if let Some((pod, cleared)) = &stopped {
         failed.note(cleared.as_ref());
-        failed.note(pod.delete_link(DEVICE));
+        failed.note(step!("device-delete", pod.delete_link(DEVICE)));
         failed.note(pod.delete_link(&tunnel.transit()));
     }
     failed.note(remove_transit(tunnel));
@@ -228,11 +241,11 @@ impl Failed {
 /// worked is told beside the handle with which the device can be removed all the same.
 fn stop() -> Result<(Handle, Result<Option<Committed>, Error>), Error> {
     let pod = Handle::here()?;
-    let down = match pod.set_up(DEVICE, false) {
+    let down = match step!("device-down", pod.set_up(DEVICE, false)) {
         Err(e) if !e.is_absent() => Err(e),
         _ => Ok(()),
     };
-    let cleared = pin::clear();
+    let cleared = step!("pin-clear", pin::clear());
     Ok((pod, down.and(cleared)))
 }
 
@@ -338,12 +351,13 @@ pub fn leftovers(known: &BTreeSet<String>) -> Result<Vec<Leftover>, Error> {
 /// # Errors
 /// When the kernel refuses.
 pub fn remove_leftover(leftover: &Leftover) -> Result<(), Error> {
-    match leftover {
+    let remove = || match leftover {
         Leftover::Device { name, .. } => Handle::here()?.delete_link(name),
         Leftover::Guard { port, vni, .. } => {
             guard::revoke(Key { port: *port, vni: *vni }).map(drop)
         }
-    }
+    };
+    step!("left-over", remove())
 }
 
 /// The source filter for the other end, where the worker is the only one to be let in.
