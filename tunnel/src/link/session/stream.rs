@@ -134,16 +134,22 @@ impl AsyncRead for Stream {
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        let mut inner = this.shared.lock();
-        if let Front::Bytes(bytes) = inner.machine.front(this.id) {
-            let count = bytes.len().min(buffer.remaining());
-            buffer.put_slice(bytes.get(..count).unwrap_or_default());
-            inner.machine.took(this.id, count);
-            inner.settle();
-            return Poll::Ready(Ok(()));
+        loop {
+            let mut inner = this.shared.lock();
+            if let Front::Bytes(bytes) = inner.machine.front(this.id) {
+                let count = bytes.len().min(buffer.remaining());
+                buffer.put_slice(bytes.get(..count).unwrap_or_default());
+                inner.machine.took(this.id, count);
+                inner.settle();
+                return Poll::Ready(Ok(()));
+            }
+            drop(inner);
+            // Bytes may have come between these two looks; a read that then brought none would be
+            // taken for the end of the stream.
+            if std::task::ready!(this.poll_front(cx))?.is_none() {
+                return Poll::Ready(Ok(()));
+            }
         }
-        drop(inner);
-        this.poll_front(cx).map_ok(drop)
     }
 }
 
