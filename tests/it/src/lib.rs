@@ -1,12 +1,14 @@
 //! What the integration tests share: a lab with a daemon in it, and questions about it.
 
 pub mod bed;
+pub mod load;
 pub mod needles;
 pub mod stream;
 
 use std::path::PathBuf;
 
 pub use bed::Bed;
+pub use load::{Churn, Load};
 pub use stream::Stream;
 
 /// The top of the checkout.
@@ -15,6 +17,12 @@ pub fn top() -> PathBuf {
     dir.pop();
     dir.pop();
     dir
+}
+
+/// A number from the environment, for campaigns that are longer than the default.
+#[allow(clippy::disallowed_methods, reason = "a test's own switches")]
+pub fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
 /// Whether the test may make namespaces as root; says SKIP otherwise.

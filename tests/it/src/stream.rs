@@ -1,7 +1,7 @@
 //! An exec with numbered lines flowing both ways, checked line by line while it flows.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,6 +20,8 @@ pub struct Stream {
     numbers: Arc<AtomicU64>,
     echoes: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
+    /// Why nothing more is read.
+    broken: Arc<std::sync::Mutex<Option<String>>>,
     reader: JoinHandle<anyhow::Result<()>>,
     writer: JoinHandle<anyhow::Result<()>>,
 }
@@ -34,10 +36,11 @@ impl Stream {
         let checker = Arc::new(Mutex::new(Checker::default()));
         let (numbers, echoes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let over = Arc::new(AtomicBool::new(false));
+        let broken = Arc::<std::sync::Mutex<Option<String>>>::default();
         let reader = {
             let (exec, checker) = (exec.clone(), checker.clone());
             let (numbers, echoes) = (numbers.clone(), echoes.clone());
-            tokio::spawn(async move {
+            let read = async move {
                 loop {
                     let bytes = exec.read_stdout().await.context("ReadStdout")?;
                     let mut checker = checker.lock().await;
@@ -49,6 +52,13 @@ impl Stream {
                     numbers.store(n, Ordering::SeqCst);
                     echoes.store(e, Ordering::SeqCst);
                 }
+            };
+            let broken = broken.clone();
+            tokio::spawn(async move {
+                let done = read.await;
+                let why = done.as_ref().err().map(|e| format!("{e:#}"));
+                *broken.lock().unwrap_or_else(PoisonError::into_inner) = why;
+                done
             })
         };
         let writer = {
@@ -62,7 +72,7 @@ impl Stream {
                 exec.close_stdin().await.context("CloseStdin")
             })
         };
-        Ok(Self { exec, numbers, echoes, over, reader, writer })
+        Ok(Self { exec, numbers, echoes, over, broken, reader, writer })
     }
 
     /// Numbered lines and echoes so far.
@@ -76,7 +86,10 @@ impl Stream {
     /// When they stand still.
     pub async fn moves(&self, before: (u64, u64)) -> anyhow::Result<(u64, u64)> {
         let look = || async move {
-            anyhow::ensure!(!self.reader.is_finished(), "the stream has ended");
+            if self.reader.is_finished() {
+                let why = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                anyhow::bail!("the stream has ended ({why:?})");
+            }
             let (n, e) = self.seen();
             Ok((n > before.0 && e > before.1).then_some((n, e)))
         };

@@ -9,7 +9,7 @@ use peerpod_standin::agent::{Agent, Options};
 use peerpod_standin::lab::isolate::{self, Stage};
 use peerpod_standin::lab::survey::Survey;
 use peerpod_standin::lab::{Binaries, Lab};
-use peerpod_standin::tool::{self, ExecIn, Tool};
+use peerpod_standin::tool::{self, ExecIn, NoLocks, Tool};
 
 /// Behaves like a kata-agent on the wire; isolates nothing.
 #[derive(Debug, Parser)]
@@ -47,6 +47,8 @@ enum Command {
     Tool(Tool),
     /// Enters a network namespace and becomes another program.
     ExecIn(ExecIn),
+    /// Becomes another program that meets a file system without locks.
+    NoLocks(NoLocks),
     /// Runs a command inside namespaces of its own, as a lab does for an ordinary user.
     Isolated {
         /// The program and its arguments; `standin-agent` is this very one.
@@ -67,13 +69,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.command {
         Some(Command::Tool(tool)) => tool::run(tool),
-        Some(Command::ExecIn(exec)) => match exec.run() {
-            Ok(never) => match never {},
-            Err(error) => {
-                eprintln!("standin-agent: {error:#}");
-                return ExitCode::from(127);
-            }
-        },
+        Some(Command::ExecIn(exec)) => return stayed(&exec.run()),
+        Some(Command::NoLocks(exec)) => return stayed(&exec.run()),
         Some(Command::Isolated { command }) => match isolated(&command) {
             Ok(code) => return code,
             Err(error) => Err(error),
@@ -89,6 +86,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Was to become another program, and could not.
+fn stayed(done: &anyhow::Result<std::convert::Infallible>) -> ExitCode {
+    if let Err(error) = done {
+        eprintln!("standin-agent: {error:#}");
+    }
+    ExitCode::from(127)
 }
 
 fn isolated(command: &[String]) -> anyhow::Result<ExitCode> {

@@ -42,6 +42,8 @@ pub struct DaemonOptions {
     pub arguments: Vec<String>,
     /// Further environment.
     pub environment: Vec<(String, String)>,
+    /// Another build of the daemon than the lab's.
+    pub program: Option<PathBuf>,
 }
 
 /// A running daemon. Dropping it kills its processes; VMs stay, as the real ones do.
@@ -52,6 +54,8 @@ pub struct Daemon {
     run: Option<Child>,
     relay: Option<Child>,
     node: Option<Child>,
+    /// `run` was killed at some time: its children may have outlived it.
+    orphans: bool,
 }
 
 impl Daemon {
@@ -60,7 +64,8 @@ impl Daemon {
     /// # Errors
     /// When a program cannot be started.
     pub async fn spawn(lab: &Lab, options: DaemonOptions) -> anyhow::Result<Self> {
-        let mut daemon = Self { lab: lab.clone(), options, run: None, relay: None, node: None };
+        let (run, relay, node) = (None, None, None);
+        let mut daemon = Self { lab: lab.clone(), options, run, relay, node, orphans: false };
         match daemon.options.mode {
             Mode::Run => daemon.run = Some(daemon.start("run").await?),
             Mode::Separate => {
@@ -86,8 +91,9 @@ impl Daemon {
     /// `peerpodd` with a subcommand and all settings of this lab.
     pub fn command(&self, what: &str) -> Command {
         let (dir, binaries) = (self.lab.dir(), self.lab.binaries());
+        let program = self.options.program.as_ref().unwrap_or(&binaries.peerpodd);
         #[allow(clippy::disallowed_methods, reason = "starts the daemon under test")]
-        let mut command = Command::new(&binaries.peerpodd);
+        let mut command = Command::new(program);
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("NODE_NAME", "worker");
         let plain = [
             ("REMOTE_HYPERVISOR_ENDPOINT", dir.socket()),
@@ -163,7 +169,31 @@ impl Daemon {
     pub async fn peerpodd(&self, words: &[&str]) -> anyhow::Result<Output> {
         let (first, rest) = words.split_first().context("no subcommand")?;
         let mut command = self.command(first);
-        command.args(rest).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(rest);
+        self.output(command).await
+    }
+
+    /// The same by way of another program, which is given the command line of the daemon as its last
+    /// arguments.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn through(
+        &self,
+        wrapper: &Path,
+        arguments: &[&str],
+        what: &str,
+    ) -> anyhow::Result<Output> {
+        let own = self.command(what);
+        #[allow(clippy::disallowed_methods, reason = "starts the daemon under test")]
+        let mut command = Command::new(wrapper);
+        command.args(arguments).arg("--").arg(own.get_program()).args(own.get_args()).env_clear();
+        command.envs(own.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        self.output(command).await
+    }
+
+    async fn output(&self, mut command: Command) -> anyhow::Result<Output> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let network = self.lab.network().clone();
         blocking(move || {
             let child = spawn_in(network.worker(), &mut command)?;
@@ -191,8 +221,61 @@ impl Daemon {
         if let Some(own) = own {
             return i32::try_from(own.id()).ok();
         }
-        let children = processes::children(self.run_pid()?);
-        children.iter().find(|p| p.command.get(1).is_some_and(|w| w == word)).map(|p| p.pid)
+        let is = |p: &&processes::Process| p.command.get(1).is_some_and(|w| w == word);
+        let children = self.run_pid().map(processes::children).unwrap_or_default();
+        let found = children.iter().find(is).map(|p| p.pid);
+        let others = || {
+            let all = if self.orphans { self.left() } else { Vec::new() };
+            all.iter().find(is).map(|p| p.pid)
+        };
+        found.or_else(others)
+    }
+
+    /// The daemon's processes in this lab, whoever's children they are.
+    fn left(&self) -> Vec<processes::Process> {
+        let all = processes::using(self.lab.dir().path());
+        all.into_iter().filter(processes::Process::is_daemon).collect()
+    }
+
+    /// Kills `peerpodd run` itself (`kill -9`); its children live on.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub async fn kill_run(&mut self) -> anyhow::Result<()> {
+        let mut run = self.run.take().context("`run` does not run")?;
+        self.orphans = true;
+        run.kill().context("kill `run`")?;
+        blocking(move || run.wait().context("bury `run`")).await.map(drop)
+    }
+
+    /// Starts `peerpodd run`, beside whatever else there is.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_run(&mut self) -> anyhow::Result<()> {
+        ensure!(self.run.is_none(), "`run` runs");
+        self.orphans = true;
+        self.run = Some(self.start("run").await?);
+        Ok(())
+    }
+
+    /// Waits until the separate node process has been ended by somebody else.
+    ///
+    /// # Errors
+    /// When there is none, or it goes on.
+    pub async fn node_ended(&mut self) -> anyhow::Result<()> {
+        let mut node = self.node.take().context("no node process of its own")?;
+        let pid = i32::try_from(node.id()).context("process id")?;
+        let ended = blocking(move || {
+            let gone = processes::gone_within(pid, PATIENCE);
+            if !gone {
+                let _ = node.kill();
+            }
+            node.wait().context("bury the node process")?;
+            Ok(gone)
+        });
+        ensure!(ended.await?, "the node process goes on");
+        Ok(())
     }
 
     /// Kills the node process (`kill -9`) and returns once it is dead. `peerpodd run` starts another
@@ -306,6 +389,9 @@ impl Drop for Daemon {
             let _ = child.kill();
             let _ = child.wait();
             processes::kill_all(&parts);
+        }
+        if self.orphans {
+            processes::kill_all(&self.left());
         }
     }
 }

@@ -13,7 +13,7 @@ use std::process::{Child, Command};
 
 use anyhow::{Context, ensure};
 use ipnetwork::IpNetwork;
-use peerpod_netlink::{Error, Handle, Link, Netns, NewLink, Route};
+use peerpod_netlink::{Error, Handle, Link, Mac, Netns, NewLink, Route};
 
 /// The worker's own address, where VMs send to.
 pub const WORKER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -105,6 +105,9 @@ impl Network {
         here.add_address("eth0", net(WORKER, 24))?;
         here.set_up("eth0", true)?;
         here.add_link(&NewLink::Bridge { name: "cni0" })?;
+        // Without one of its own a bridge takes the lowest of its ports', which come and go with pods,
+        // and for the others the gateway would be away until they ask for it again.
+        here.set_mac("cni0", Mac([2, 0, 10, 244, 0, 1]))?;
         here.add_address("cni0", net(GATEWAY, 24))?;
         here.set_up("cni0", true)?;
         // The far end is not up yet; a default route only wants the link to be.

@@ -3,7 +3,9 @@
 
 mod count;
 mod exec_in;
+mod no_locks;
 mod payload;
+mod sequence;
 mod tcp;
 mod udp;
 
@@ -16,7 +18,9 @@ use clap::Subcommand;
 
 pub use count::Checker;
 pub use exec_in::ExecIn;
+pub use no_locks::NoLocks;
 pub use payload::Report;
+pub use sequence::{Sequence, Tally};
 
 /// A program of a container.
 #[derive(Debug, Subcommand)]
@@ -42,6 +46,10 @@ pub enum Tool {
     TcpSend(Send),
     /// Sends a payload to an echo server by UDP and compares what comes back.
     UdpSend(Send),
+    /// Sends numbered datagrams to an echo server until stdin ends and counts what comes back.
+    UdpCount(Sequence),
+    /// The same on one TCP connection.
+    TcpCount(Sequence),
     /// Writes numbered lines and numbers the lines that come in.
     Count {
         /// Milliseconds between two lines.
@@ -97,6 +105,8 @@ pub fn run(tool: Tool) -> anyhow::Result<u8> {
         Tool::UdpEcho { at } => udp::echo(at)?,
         Tool::TcpSend(send) => return payload::report(&tcp::send(&send)),
         Tool::UdpSend(send) => return payload::report(&udp::send(&send)),
+        Tool::UdpCount(sequence) => return sequence::udp(&sequence),
+        Tool::TcpCount(sequence) => return sequence::tcp(&sequence),
         Tool::Count { interval } => count::run(Duration::from_millis(interval))?,
         Tool::Say { status, stderr, words } => {
             let text = words.join(" ");

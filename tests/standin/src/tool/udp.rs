@@ -4,18 +4,22 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::Send;
 use super::payload::{Report, measure, payload};
 
 /// Payload of a datagram: a number and this many bytes.
 const CHUNK: usize = 1000;
+/// Bytes that may wait in a socket, some thousand datagrams.
+const ROOM: usize = 8 << 20;
 /// Longest wait for one echo.
 const WAIT: Duration = Duration::from_millis(500);
 
 /// Echoes until it is killed. The first line on stdout says that it listens.
 pub(super) fn echo(at: SocketAddr) -> anyhow::Result<()> {
     let socket = UdpSocket::bind(at).with_context(|| format!("bind {at}"))?;
+    roomy(&socket);
     println!("listening on {}", socket.local_addr().context("own address")?);
     let mut buffer = vec![0; 1 << 16];
     loop {
@@ -23,6 +27,13 @@ pub(super) fn echo(at: SocketAddr) -> anyhow::Result<()> {
         // A peer that has gone is no reason to end.
         let _ = socket.send_to(&buffer[..read], from);
     }
+}
+
+/// A program that has to wait for a processor must not lose what others send to it meanwhile: that
+/// would look like a loss on the way. Beyond the usual limit only with the right to, else up to it.
+pub(super) fn roomy(socket: &UdpSocket) {
+    let _ = setsockopt(socket, sockopt::RcvBuf, &ROOM);
+    let _ = setsockopt(socket, sockopt::RcvBufForce, &ROOM);
 }
 
 /// Sends and compares.
