@@ -10,6 +10,8 @@
 //!
 //! Pods never change what the probes say: a crash-looping pod is no reason to kill the daemon.
 
+mod serve;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
@@ -179,9 +181,6 @@ pub enum AdminError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// Serving ended.
-    #[error("serve probes and metrics")]
-    Serve(#[source] io::Error),
 }
 
 /// Takes the port.
@@ -196,14 +195,7 @@ pub async fn bind(port: u16) -> Result<TcpListener, AdminError> {
 }
 
 /// Answers until told to end.
-///
-/// # Errors
-/// When the socket fails.
-pub async fn serve(
-    listener: TcpListener,
-    pages: Pages,
-    shutdown: CancellationToken,
-) -> Result<(), AdminError> {
+pub async fn serve(listener: TcpListener, pages: Pages, shutdown: CancellationToken) {
     let router = Router::new()
         .route("/startup", get(startup))
         .route("/healthz", get(async || "ok\n"))
@@ -211,10 +203,7 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/status", get(status))
         .with_state(pages);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(shutdown.cancelled_owned())
-        .await
-        .map_err(AdminError::Serve)
+    serve::run(listener, router, shutdown).await;
 }
 
 fn said(good: bool, missing: &BTreeSet<&'static str>) -> Response {

@@ -99,3 +99,27 @@ async fn the_server_ends_when_it_is_told_to() {
     let error = page(served.port, "/healthz").await.expect_err("nobody");
     assert!(matches!(error, StatusError::NotRunning { .. }), "{error}");
 }
+
+/// Connections that say half a request and nothing more.
+async fn slow(port: u16, count: usize) -> Vec<tokio::net::TcpStream> {
+    use tokio::io::AsyncWriteExt;
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let mut tcp =
+            tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.expect("in");
+        tcp.write_all(b"GET /healthz HTTP/1.1\r\nx: ").await.expect("written");
+        all.push(tcp);
+    }
+    all
+}
+
+#[tokio::test]
+async fn connections_that_hold_on_do_not_keep_a_probe_from_its_answer() {
+    use tokio::io::AsyncReadExt;
+    let served = served(Now::default()).await;
+    let mut held = slow(served.port, 3 * serve::CONNECTIONS).await;
+    assert_eq!(page(served.port, "/healthz").await.expect("answer").0, 200);
+    // The first of them made room.
+    let end = held.first_mut().expect("some").read(&mut [0; 256]).await;
+    assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+}

@@ -150,11 +150,7 @@ impl Node {
             insight: self.live.clone(),
         };
         let token = self.shutdown.token();
-        self.shutdown.tracker().spawn("probes", async move {
-            if let Err(e) = admin::serve(listener, pages, token).await {
-                tracing::error!(error = %hypervisor::chain(&e), "probes and metrics have ended");
-            }
-        });
+        self.shutdown.tracker().spawn("probes", admin::serve(listener, pages, token));
     }
 
     /// Everything up to serving.
