@@ -149,8 +149,10 @@ async fn relay(settings: RelaySettings) -> anyhow::Result<()> {
         hypervisor_socket: settings.paths.socket.clone(),
         pods_dir: settings.paths.pods_dir.clone(),
         control_socket: settings.paths.control_socket(),
+        relay_socket: settings.paths.relay_socket(),
         allowed_uid: nix::unistd::geteuid().as_raw(),
         build: cli::build(),
+        linger: settings.linger,
         own_process: true,
     })
     .await?;

@@ -42,7 +42,12 @@ pub(super) fn settings(r: &mut Reader<'_>, provider: ProviderChoice) -> Settings
 }
 
 pub(super) fn relay(r: &mut Reader<'_>) -> RelaySettings {
-    RelaySettings { paths: paths(r), log: log(r), drain_timeout: r.get(&t::DRAIN_TIMEOUT) }
+    RelaySettings {
+        paths: paths(r),
+        log: log(r),
+        drain_timeout: r.get(&t::DRAIN_TIMEOUT),
+        linger: r.get(&t::RELAY_LINGER),
+    }
 }
 
 pub(super) fn log(r: &mut Reader<'_>) -> Log {
@@ -57,7 +62,7 @@ fn paths(r: &mut Reader<'_>) -> Paths {
         state_dir: r.get(&t::STATE_DIR),
         allow_volatile_state: r.get(&t::ALLOW_VOLATILE_STATE),
     };
-    if [paths.control_socket(), paths.node_socket()].contains(&paths.socket) {
+    if [paths.control_socket(), paths.node_socket(), paths.relay_socket()].contains(&paths.socket) {
         r.refuse(&t::SOCKET.spec, "is a socket of our own processes; take another name");
     }
     paths

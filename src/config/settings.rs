@@ -41,6 +41,8 @@ pub struct RelaySettings {
     pub log: Log,
     /// How long an ending process waits for its tasks.
     pub drain_timeout: Duration,
+    /// How long a replaced relay that is told to end keeps the links that cannot move.
+    pub linger: Duration,
 }
 
 /// Sockets and directories, all absolute.
@@ -62,6 +64,11 @@ impl Paths {
     /// Where the relay serves its control API.
     pub fn control_socket(&self) -> PathBuf {
         self.run_dir.join("control.sock")
+    }
+
+    /// Where a relay is asked by the one that is to take its place.
+    pub fn relay_socket(&self) -> PathBuf {
+        self.run_dir.join("relay.sock")
     }
 
     /// Where the node process serves the hypervisor API to the relay.

@@ -14,6 +14,7 @@ use super::settings::LogFormat;
 
 const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
+const WEEK: u64 = 7 * DAY;
 /// `/control.sock`.
 const BELOW_RUN_DIR: usize = 13;
 /// `/<8 characters>/agent.ttrpc`: shorter sandbox ids do not occur.
@@ -125,6 +126,8 @@ settings! {
         "Port of probes, metrics and status on 127.0.0.1.";
     DRAIN_TIMEOUT: Duration = Ours One "drain-timeout" "PEERPODD_DRAIN_TIMEOUT" "30s" parse::duration::<0, HOUR>,
         "How long an ending process waits for its tasks.";
+    RELAY_LINGER: Duration = Ours One "relay-linger" "PEERPODD_RELAY_LINGER" "30s" parse::duration::<0, WEEK>,
+        "How long a replaced relay that is told to end keeps the links that cannot move.";
     LOG_FORMAT: LogFormat = Ours One "log-format" "PEERPODD_LOG_FORMAT" "text" parse::log_format,
         "text or json.";
     LOG_LEVEL: String = Ours One "log-level" "PEERPODD_LOG_LEVEL" "info" parse::log_filter,

@@ -26,8 +26,22 @@ pub mod podvminfo {
 pub mod relay {
     include!("generated/peerpodd.relay.v1.rs");
 
-    /// Version of this API; both sides say theirs first, another one is refused.
+    /// Newest version of this API that this build speaks.
     pub const API: u32 = 1;
+    /// And the oldest: a build speaks its own version and the one before.
+    pub const OLDEST_API: u32 = 1;
+
+    /// What is spoken with somebody who speaks `oldest` to `api`; 0 for `oldest` is `api` itself.
+    pub fn spoken(api: u32, oldest: u32) -> Option<u32> {
+        let oldest = if oldest == 0 { api } else { oldest };
+        let common = api.min(API);
+        (common >= oldest.max(OLDEST_API)).then_some(common)
+    }
+
+    /// In words.
+    pub fn range(api: u32, oldest: u32) -> String {
+        if oldest == 0 || oldest == api { api.to_string() } else { format!("{oldest} to {api}") }
+    }
 
     impl std::fmt::Debug for Tls {
         fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

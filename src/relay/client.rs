@@ -41,6 +41,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(2), Duration::from_mi
 /// After another node process has taken over: that one is right, unless it goes.
 const REPLACED: Duration = Duration::from_secs(10);
 
+/// Between attempts to attach to a relay of a version that we do not speak.
+const VERSION: Duration = Duration::from_secs(1);
+
 type Api = relay_client::RelayClient<Channel>;
 
 /// A standing connection.
@@ -79,6 +82,7 @@ impl RelayClient {
             build,
             node_socket: node_socket.to_string_lossy().into_owned(),
             instance: rand::random(),
+            oldest: proto::OLDEST_API,
         };
         let keeper = Keeper { control_socket, attached, events, link, generation: 0 };
         tracker.spawn("relay client", async move {
@@ -247,7 +251,7 @@ impl Control for RelayClient {
     }
 }
 
-fn tls_message(tls: &ClientTls) -> proto::Tls {
+pub(super) fn tls_message(tls: &ClientTls) -> proto::Tls {
     proto::Tls {
         server_name: tls.server_name.clone(),
         ca_pem: tls.ca_pem.clone(),
@@ -274,7 +278,7 @@ struct Unread;
 
 impl Keeper {
     async fn run(mut self) {
-        let mut pause = RETRY.0;
+        let (mut pause, mut said) = (RETRY.0, String::new());
         loop {
             match self.attach().await {
                 Ok((epoch, up, stream)) => {
@@ -294,6 +298,14 @@ impl Keeper {
                 }
                 Err(status) => {
                     let why = format!("{}: {}", self.control_socket.display(), reason(&status));
+                    if stage(&status) == Some(Stage::Version.name()) {
+                        // Only a replaced relay or a replaced node process helps.
+                        if said != why {
+                            tracing::error!(why, "the relay cannot be used; pods that run go on");
+                            said.clone_from(&why);
+                        }
+                        pause = VERSION;
+                    }
                     tracing::debug!(why, "not attached to the relay");
                     self.say(Err(why));
                 }
@@ -310,9 +322,11 @@ impl Keeper {
     async fn attach(&mut self) -> Result<(u64, Up, Streaming<proto::ToNode>), Status> {
         let attaching = async {
             let mut api = connect(&self.control_socket).await?;
-            let (api_version, build) = (self.attached.api, self.attached.build.clone());
-            let hello = proto::HelloRequest { api: api_version, build };
-            let epoch = api.hello(hello).await?.into_inner().epoch;
+            let proto::Attached { api: version, oldest, build, .. } = self.attached.clone();
+            let hello = proto::HelloRequest { api: version, build, oldest };
+            let relay = api.hello(hello).await?.into_inner();
+            check_version(&self.attached, &relay)?;
+            let epoch = relay.epoch;
             let (messages, receiver) = mpsc::channel(MESSAGES);
             let first = from_node::Message::Attached(self.attached.clone());
             // There is room: it is the first.
@@ -356,6 +370,22 @@ impl Keeper {
             }
         }
     }
+}
+
+/// The relay has checked it too, unless it is older than this check.
+fn check_version(ours: &proto::Attached, relay: &proto::HelloReply) -> Result<(), Status> {
+    if proto::spoken(relay.api, relay.oldest).is_some() {
+        return Ok(());
+    }
+    let message = format!(
+        "the relay (build {}) speaks version {} of its API, this node process (build {}) speaks {}: \
+         replace the older one of the two",
+        relay.build,
+        proto::range(relay.api, relay.oldest),
+        ours.build,
+        proto::range(ours.api, ours.oldest),
+    );
+    Err(super::control::status(Stage::Version, message))
 }
 
 fn event(epoch: u64, message: to_node::Message) -> Event {

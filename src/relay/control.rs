@@ -14,14 +14,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::handover::{self, Kins};
 use super::hub::{Events, Hub};
 use super::link::{Configurations, DialError, Target};
-use super::pod::Pod;
-use super::sockets::{Allowed, Bound, check_path, clear_dead, ensure_directory};
+use super::pod::{Desk, Pod};
+use super::sockets::{Bound, check_path, clear_dead, ensure_directory};
 use crate::crash::here;
 use crate::proto::relay as proto;
 use crate::request::SandboxId;
-use crate::shutdown::Tracker;
 use proto::{edit_reply::Outcome, from_node, relay_server};
 
 /// Metadata that says where a call failed; without it, the transport failed.
@@ -42,6 +42,8 @@ pub(super) enum Stage {
     Tls,
     /// Another node process has taken over.
     Replaced,
+    /// The two sides speak no common version of the API.
+    Version,
 }
 
 impl Stage {
@@ -52,6 +54,7 @@ impl Stage {
             Self::Unreachable => "unreachable",
             Self::Tls => "tls",
             Self::Replaced => "replaced",
+            Self::Version => "version",
         }
     }
 }
@@ -59,7 +62,7 @@ impl Stage {
 /// An error answer that says where the call failed.
 pub(super) fn status(stage: Stage, message: impl Into<String>) -> Status {
     let code = match stage {
-        Stage::Refused => Code::FailedPrecondition,
+        Stage::Refused | Stage::Version => Code::FailedPrecondition,
         Stage::Unreachable => Code::Unavailable,
         Stage::Tls => Code::Unauthenticated,
         Stage::Replaced => Code::Aborted,
@@ -67,6 +70,11 @@ pub(super) fn status(stage: Stage, message: impl Into<String>) -> Status {
     let mut status = Status::new(code, message);
     status.metadata_mut().insert(STAGE, MetadataValue::from_static(stage.name()));
     status
+}
+
+/// Without a stage, so that the caller tries again, at the successor.
+fn handed_over() -> Status {
+    Status::unavailable("the relay has handed over to its successor")
 }
 
 fn refuse(message: impl Into<String>) -> Status {
@@ -77,13 +85,14 @@ fn refuse(message: impl Into<String>) -> Status {
 #[derive(Debug)]
 pub(super) struct Service {
     pub(super) hub: Arc<Hub>,
+    pub(super) desk: Desk,
     pub(super) pods_dir: PathBuf,
     pub(super) build: String,
-    pub(super) allowed: Allowed,
-    pub(super) tracker: Tracker,
     pub(super) shutdown: CancellationToken,
     pub(super) changing: Changing,
-    pub(super) configurations: Configurations,
+    pub(super) configurations: Arc<Configurations>,
+    /// Older relays that still hold connections.
+    pub(super) kins: Arc<Kins>,
 }
 
 /// Open and Close of one sandbox must not overtake each other; those of others go on.
@@ -132,6 +141,7 @@ impl Service {
     async fn open_pod(&self, request: proto::OpenRequest) -> Result<(), Status> {
         let sandbox = SandboxId::parse(&request.sandbox).map_err(|e| refuse(e.to_string()))?;
         let _one = self.changing.one(sandbox.as_str()).await;
+        let Some(_pass) = self.desk.gate.pass().await else { return Err(handed_over()) };
         if let Some(pod) = self.hub.pod(sandbox.as_str()) {
             return match pod.path.as_os_str() == request.path.as_str() {
                 true => Ok(()),
@@ -142,21 +152,23 @@ impl Service {
         let bound = Bound::bind(&path).await.map_err(|e| refuse(e.to_string()))?;
         let pod = Arc::new(Pod::new(String::from(sandbox), path, request.edit_methods));
         self.hub.add(pod.clone());
-        pod.serve(bound, self.allowed, &self.hub, &self.tracker);
+        pod.serve(bound, &self.desk);
         tracing::info!(sandbox = pod.sandbox, path = %pod.path.display(), "open");
         Ok(())
     }
 
-    async fn close_pod(&self, request: proto::CloseRequest) -> bool {
+    async fn close_pod(&self, request: proto::CloseRequest) -> Result<bool, Status> {
         let _one = self.changing.one(&request.sandbox).await;
+        let Some(_pass) = self.desk.gate.pass().await else { return Err(handed_over()) };
         let Some(pod) = self.hub.pod(&request.sandbox) else {
             // It may have been a relay's that was killed.
             if let Ok(sandbox) = SandboxId::parse(&request.sandbox) {
                 clear_dead(&self.pods_dir.join(sandbox.as_str())).await;
             }
-            return false;
+            return Ok(false);
         };
         pod.close().await;
+        self.kins.close(&request).await;
         self.hub.remove(&pod.sandbox);
         self.hub.counters.closed.to_vm.add(pod.traffic.to_vm.get());
         self.hub.counters.closed.to_shim.add(pod.traffic.to_shim.get());
@@ -165,7 +177,7 @@ impl Service {
             let _ = std::fs::remove_dir(directory);
         }
         tracing::info!(sandbox = pod.sandbox, reason = request.reason, "closed");
-        true
+        Ok(true)
     }
 
     fn held(&self, pod: &Pod) -> proto::Held {
@@ -187,23 +199,28 @@ impl Service {
             bytes_to_shim: pod.traffic.to_shim.get(),
             idle_ms,
             mode: pod.session.mode().to_owned(),
+            elsewhere: self.kins.of(&pod.sandbox),
         }
     }
 
-    fn check_api(&self, api: u32, build: &str) -> Result<(), Status> {
-        if api == proto::API {
+    fn check_api(&self, api: u32, oldest: u32, build: &str) -> Result<(), Status> {
+        if proto::spoken(api, oldest).is_some() {
             return Ok(());
         }
-        Err(refuse(format!(
-            "the node process (build {build}) speaks version {api} of the relay's API, \
-             this relay (build {}) speaks version {}",
-            self.build,
-            proto::API
-        )))
+        Err(status(
+            Stage::Version,
+            format!(
+                "the node process (build {build}) speaks version {} of the relay's API, this relay \
+                 (build {}) speaks {}: replace the older one of the two",
+                proto::range(api, oldest),
+                self.build,
+                proto::range(proto::API, proto::OLDEST_API),
+            ),
+        ))
     }
 }
 
-fn tls(given: proto::Tls) -> ClientTls {
+pub(super) fn tls(given: proto::Tls) -> ClientTls {
     ClientTls {
         server_name: given.server_name,
         ca_pem: given.ca_pem,
@@ -215,7 +232,11 @@ fn tls(given: proto::Tls) -> ClientTls {
     }
 }
 
-fn target(request: proto::ConnectRequest, known: &Configurations) -> Result<Target, Status> {
+/// What a Connect asks for, checked.
+pub(super) fn target(
+    request: proto::ConnectRequest,
+    known: &Configurations,
+) -> Result<Target, Status> {
     let address: SocketAddr = request
         .target
         .parse()
@@ -238,9 +259,15 @@ impl relay_server::Relay for Service {
         request: Request<proto::HelloRequest>,
     ) -> Result<Response<proto::HelloReply>, Status> {
         let request = request.into_inner();
-        self.check_api(request.api, &request.build)?;
-        let (api, build, epoch) = (proto::API, self.build.clone(), self.hub.epoch);
-        Ok(Response::new(proto::HelloReply { api, build, epoch, pid: std::process::id() }))
+        self.check_api(request.api, request.oldest, &request.build)?;
+        Ok(Response::new(proto::HelloReply {
+            api: proto::API,
+            oldest: proto::OLDEST_API,
+            build: self.build.clone(),
+            epoch: self.hub.epoch,
+            pid: std::process::id(),
+            hands_over: handover::message::VERSION,
+        }))
     }
 
     async fn open(
@@ -259,13 +286,20 @@ impl relay_server::Relay for Service {
     ) -> Result<Response<proto::ConnectReply>, Status> {
         let request = request.into_inner();
         let pod = self.pod(&request.sandbox)?;
+        let target = target(request, &self.configurations)?;
         here!(RelayDialBefore);
-        let connected = pod.connect(&self.hub, target(request, &self.configurations)?).await;
+        let connected = tokio::select! {
+            connected = pod.connect(&self.hub, &self.desk.gate, target) => connected,
+            () = self.desk.gate.gone() => Ok(false),
+        };
         here!(RelayDialAfter);
-        connected.map_err(|e| match e {
+        let here = connected.map_err(|e| match e {
             DialError::Unreachable(why) => status(Stage::Unreachable, why),
             DialError::Tls(why) => status(Stage::Tls, why),
         })?;
+        if !here {
+            return Err(handed_over());
+        }
         Ok(Response::new(proto::ConnectReply { mode: pod.session.mode().to_owned() }))
     }
 
@@ -274,7 +308,7 @@ impl relay_server::Relay for Service {
         request: Request<proto::CloseRequest>,
     ) -> Result<Response<proto::CloseReply>, Status> {
         here!(RelayCloseBefore);
-        let existed = self.close_pod(request.into_inner()).await;
+        let existed = self.close_pod(request.into_inner()).await?;
         here!(RelayCloseAfter);
         Ok(Response::new(proto::CloseReply { existed }))
     }
@@ -288,7 +322,15 @@ impl relay_server::Relay for Service {
         totals.bytes_to_vm += sandboxes.iter().map(|held| held.bytes_to_vm).sum::<u64>();
         totals.bytes_to_shim += sandboxes.iter().map(|held| held.bytes_to_shim).sum::<u64>();
         (totals.requests_held, totals.edits_held) = self.hub.held();
-        Ok(Response::new(proto::ListReply { sandboxes, totals: Some(totals) }))
+        let mut relays = self.kins.relays();
+        relays.push(proto::RelayProcess {
+            epoch: self.hub.epoch,
+            build: self.build.clone(),
+            pid: std::process::id(),
+            connections: self.hub.joined().values().sum(),
+            serves: true,
+        });
+        Ok(Response::new(proto::ListReply { sandboxes, totals: Some(totals), relays }))
     }
 
     async fn attach(
@@ -301,14 +343,14 @@ impl relay_server::Relay for Service {
         let Some(from_node::Message::Attached(attached)) = first.and_then(|f| f.message) else {
             return Err(refuse("the first message of Attach must be Attached"));
         };
-        self.check_api(attached.api, &attached.build)?;
+        self.check_api(attached.api, attached.oldest, &attached.build)?;
         check_path(Path::new(&attached.node_socket)).map_err(|e| refuse(e.to_string()))?;
         tracing::info!(build = attached.build, socket = attached.node_socket, "node attached");
         let events = self.hub.attach(attached);
         let (hub, session) = (self.hub.clone(), events.session);
         let ended = CancellationToken::new();
         let guard = Detach { hub: hub.clone(), session, _ended: ended.clone().drop_guard() };
-        self.tracker.spawn("relay: messages of the node", async move {
+        self.desk.tracker.spawn("relay: messages of the node", async move {
             ended.run_until_cancelled(listen(&hub, session, from)).await;
             hub.detach(session);
         });
@@ -331,15 +373,19 @@ async fn listen(hub: &Hub, session: u64, mut from: Streaming<proto::FromNode>) {
         match message {
             Some(from_node::Message::Ready(proto::Ready {})) => hub.ready(session),
             Some(from_node::Message::Edited(proto::EditReply { ticket, outcome })) => {
-                let answer = match outcome {
-                    Some(Outcome::Payload(payload)) => Ok(payload),
-                    Some(Outcome::Refused(why)) => Err(why),
-                    None => Err("the node process gave no outcome".to_owned()),
-                };
-                hub.answer(session, ticket, answer);
+                hub.answer(session, ticket, self::outcome(outcome));
             }
             Some(from_node::Message::Attached(_)) | None => {}
         }
+    }
+}
+
+/// What became of an edit.
+pub(super) fn outcome(told: Option<Outcome>) -> super::edit::Answer {
+    match told {
+        Some(Outcome::Payload(payload)) => Ok(payload),
+        Some(Outcome::Refused(why)) => Err(why),
+        None => Err("the node process gave no outcome".to_owned()),
     }
 }
 

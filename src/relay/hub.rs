@@ -10,6 +10,8 @@
 //!
 //! One lock; nothing is awaited and nothing slow is done under it.
 
+mod moving;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,6 +99,10 @@ struct State {
     pending: BTreeMap<u64, proto::PendingCall>,
     edits: BTreeMap<u64, HeldEdit>,
     session: Option<Session>,
+    /// Connections that are joined to a VM by bytes of this process and cannot move.
+    joined: BTreeMap<String, u32>,
+    /// Who is told of their ends, once everything else moves.
+    left: Option<mpsc::UnboundedSender<String>>,
 }
 
 impl State {
@@ -376,6 +382,11 @@ pub(super) struct Guard {
 }
 
 impl Guard {
+    /// Whose connection it counts.
+    pub(super) fn sandbox(&self) -> &str {
+        &self.sandbox
+    }
+
     /// Whether it counts for this sandbox.
     pub(super) fn is_of(&self, sandbox: &str) -> bool {
         self.sandbox == sandbox

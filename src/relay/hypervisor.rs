@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Reading goes on while the node is away, until the queue is full. Answers are passed on whole or
-//! not at all. Only requests are looked into: which sandbox and method they name.
+//! not at all. All that is under way stands in a [`Talk`] and not in a future, so that it can stop
+//! between any two bytes and go on in another relay. Only requests are looked into: which sandbox and method they name.
 //!
 //! A Rust shim gives StopVM one second and then closes, so a StopVM outlives its connection: it is
 //! kept until a node process has answered it. Anything else is of no use once its shim has gone.
@@ -17,15 +18,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use peerpod_tunnel::link::frame::{Frame, FrameError, FrameReader, Kind, Request};
 use peerpod_tunnel::link::wire;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
 
-use super::hub::{Guard, Hub, Node, Side};
+use super::gate::Member;
+use super::handover::{Part, flush, message};
+use super::hub::{self, Guard, Hub, Node};
 use super::pipe::hung_up;
 use super::queue::Queue;
+use super::side::{Half, Side};
 use crate::proto::{hypervisor, relay as proto};
 use crate::request::SandboxId;
 
@@ -50,21 +54,113 @@ const ID: u32 = 1;
 /// The call that outlives its shim.
 const STOP: &str = "StopVM";
 
-/// Serves one shim connection until the shim closes it.
-pub(super) async fn converse(hub: Arc<Hub>, shim: UnixStream) {
-    let (read, write) = shim.into_split();
-    let queue = Queue::default();
-    let reading = async {
-        match read_shim(&hub, &queue, read).await {
-            Ok(()) => tracing::debug!("a shim closed its hypervisor connection"),
-            Err(e) => tracing::warn!(error = %e, "hypervisor connection closed"),
+/// A shim's connection and all that is under way on it.
+#[derive(Debug)]
+pub(super) struct Talk {
+    shim: Side,
+    node: Option<NodeSide>,
+    queue: Queue,
+    named: Vec<Guard>,
+    /// The shim has closed.
+    ended: bool,
+}
+
+/// The connection to a node process.
+#[derive(Debug)]
+struct NodeSide {
+    side: Side,
+    /// Which node process.
+    instance: u64,
+}
+
+impl Talk {
+    /// One that begins.
+    pub(super) fn new(shim: UnixStream) -> Self {
+        let (queue, named) = (Queue::default(), Vec::new());
+        Self { shim: Side::new(shim, Some(STALL)), node: None, queue, named, ended: false }
+    }
+
+    /// One that another relay has led so far.
+    pub(super) fn restore(
+        hub: &Arc<Hub>,
+        told: message::Talk,
+        shim: UnixStream,
+        node: Option<UnixStream>,
+    ) -> Self {
+        let calls = told.calls.iter().filter_map(|call| {
+            let frame = call.frame()?;
+            let asked = match frame.kind {
+                Kind::Request => self::call(&frame).ok().flatten(),
+                Kind::Response | Kind::Data => None,
+            };
+            // Without the connection on which it was sent it is to be sent again.
+            let sent = call.sent && node.is_some();
+            Some((frame, sent, call.outlives, asked.map(|asked| hub.wait_for(asked))))
+        });
+        let side = |stream, stall, air: Option<message::Air>| {
+            Side::resume(stream, stall, &air.unwrap_or_default())
+        };
+        let writing = told.node.as_ref().is_some_and(|air| !air.unwritten.is_empty());
+        let queue = Queue::restore(calls, writing && node.is_some());
+        let instance = told.instance;
+        let node = node.map(|node| NodeSide { side: side(node, None, told.node), instance });
+        let named = told.named.iter().map(|sandbox| hub.enter(sandbox, hub::Side::Hypervisor));
+        let named = named.collect();
+        let shim = side(shim, Some(STALL), told.shim);
+        Self { shim, node, queue, named, ended: told.ended }
+    }
+
+    fn part(&self) -> std::io::Result<Part> {
+        let calls = self.queue.calls();
+        let node = self.node.as_ref();
+        let told = message::Talk {
+            shim: Some(self.shim.air()),
+            node: node.map(|node| node.side.air()),
+            instance: node.map_or(0, |node| node.instance),
+            ended: self.ended,
+            named: self.named.iter().map(|guard| guard.sandbox().to_owned()).collect(),
+            calls: calls.iter().map(|(f, sent, out)| message::Call::new(f, *sent, *out)).collect(),
+        };
+        let mut descriptors = vec![self.shim.copy()?];
+        if let Some(node) = node {
+            descriptors.push(node.side.copy()?);
         }
-        // Boxed: a connection that lives should not set aside room for it.
-        Box::pin(last_calls(&hub, &queue)).await;
-    };
-    tokio::select! {
-        () = reading => {}
-        why = keep_node(&hub, &queue, write) => tracing::info!(why, "hypervisor connection closed"),
+        Ok(Part { say: message::Say::Talk(told), descriptors })
+    }
+
+    /// Serves until the shim closes, or until all of it has moved.
+    pub(super) async fn lead(mut self, hub: Arc<Hub>, mut member: Member) {
+        loop {
+            {
+                let Self { shim, node, queue, named, ended } = &mut self;
+                let Side { reader, out } = shim;
+                let stream = reader.get_ref().clone();
+                let reading = async {
+                    if !*ended {
+                        match read_shim(&hub, queue, reader, named).await {
+                            Ok(()) => tracing::debug!("a shim closed its hypervisor connection"),
+                            Err(e) => tracing::warn!(error = %e, "hypervisor connection closed"),
+                        }
+                        *ended = true;
+                        named.clear();
+                    }
+                    // Boxed: a connection that lives should not set aside room for it.
+                    Box::pin(last_calls(&hub, queue)).await;
+                };
+                tokio::select! {
+                    biased;
+                    () = member.frozen() => {}
+                    () = reading => return,
+                    why = keep_node(&hub, queue, (&stream, out), node) => {
+                        return tracing::info!(why, "hypervisor connection closed");
+                    }
+                }
+            }
+            let part = self.part();
+            if member.park(part.map(Some)).await {
+                return;
+            }
+        }
     }
 }
 
@@ -86,9 +182,12 @@ async fn last_calls(hub: &Hub, queue: &Queue) {
     }
 }
 
-async fn read_shim(hub: &Arc<Hub>, queue: &Queue, read: OwnedReadHalf) -> Result<(), FrameError> {
-    let mut named = Vec::new();
-    let mut reader = FrameReader::new(read, Some(STALL));
+async fn read_shim(
+    hub: &Arc<Hub>,
+    queue: &Queue,
+    reader: &mut FrameReader<Half>,
+    named: &mut Vec<Guard>,
+) -> Result<(), FrameError> {
     loop {
         if !room(queue, reader.get_ref()).await {
             return Ok(());
@@ -99,7 +198,7 @@ async fn read_shim(hub: &Arc<Hub>, queue: &Queue, read: OwnedReadHalf) -> Result
             Kind::Response | Kind::Data => None,
         };
         if let Some(call) = &pending {
-            name(hub, &mut named, &call.sandbox);
+            name(hub, named, &call.sandbox);
         }
         hub.counters.requests.add(u64::from(frame.kind == Kind::Request));
         let outlives = frame.payload.len() <= KEPT_BYTES
@@ -109,13 +208,13 @@ async fn read_shim(hub: &Arc<Hub>, queue: &Queue, read: OwnedReadHalf) -> Result
 }
 
 /// Waits for room; false when the shim is gone meanwhile.
-async fn room(queue: &Queue, shim: &OwnedReadHalf) -> bool {
+async fn room(queue: &Queue, shim: &Half) -> bool {
     loop {
         tokio::select! {
             biased;
             () = queue.room() => return true,
             () = tokio::time::sleep(Duration::from_secs(1)) => {
-                if hung_up(shim.as_ref()) {
+                if hung_up(shim) {
                     return false;
                 }
             }
@@ -138,71 +237,105 @@ fn call(frame: &Frame) -> Result<Option<proto::PendingCall>, FrameError> {
 fn name(hub: &Arc<Hub>, named: &mut Vec<Guard>, sandbox: &str) {
     if !named.iter().any(|guard| guard.is_of(sandbox)) && named.len() < NAMES {
         named.reserve_exact(1);
-        named.push(hub.enter(sandbox, Side::Hypervisor));
+        named.push(hub.enter(sandbox, hub::Side::Hypervisor));
     }
 }
 
 /// Joins the queue to one node process after the other. Returns why that has no use any more.
-async fn keep_node(hub: &Hub, queue: &Queue, mut shim: OwnedWriteHalf) -> &'static str {
-    let mut node = hub.node();
+async fn keep_node(
+    hub: &Hub,
+    queue: &Queue,
+    (shim, out): (&Half, &mut BytesMut),
+    node: &mut Option<NodeSide>,
+) -> &'static str {
+    let mut place = hub.node();
     let (mut fruitless, mut generation) = (0, 0);
     loop {
-        queue.work().await;
-        let Ok(target) = node.wait_for(|node| node.attached).await.map(|node| node.clone()) else {
-            return "the relay is shutting down";
-        };
-        if target.generation != generation {
-            (fruitless, generation) = (0, target.generation);
-        }
-        let before = queue.answers();
-        match UnixStream::connect(&target.socket).await {
-            Ok(stream) => {
-                joined(queue, stream, &mut shim, &mut node, target.instance).await;
-                hub.counters.replayed.add(queue.send_again());
-                fruitless = if queue.answers() == before { fruitless + 1 } else { 0 };
+        if node.is_none() {
+            let Some(target) = while_writing(shim, out, wanted(queue, &mut place)).await else {
+                return "the relay is shutting down";
+            };
+            if target.generation != generation {
+                (fruitless, generation) = (0, target.generation);
             }
-            Err(e) => tracing::debug!(socket = %target.socket.display(), error = %e, "node socket"),
+            match UnixStream::connect(&target.socket).await {
+                Ok(stream) => {
+                    let side = Side::new(stream, None);
+                    *node = Some(NodeSide { side, instance: target.instance });
+                }
+                Err(e) => {
+                    tracing::debug!(socket = %target.socket.display(), error = %e, "node socket");
+                }
+            }
+        }
+        if let Some(side) = node {
+            let before = queue.answers();
+            joined(queue, side, (shim, out), &mut place).await;
+            *node = None;
+            hub.counters.replayed.add(queue.send_again());
+            fruitless = if queue.answers() == before { fruitless + 1 } else { 0 };
         }
         if fruitless >= FRUITLESS {
             return "the node process breaks off on its requests";
         }
         // Another node process is dialled at once.
-        let _ = tokio::time::timeout(REDIAL, node.changed()).await;
+        let _ = tokio::time::timeout(REDIAL, place.changed()).await;
+    }
+}
+
+/// Where the next request goes, once there is one and a node process for it.
+async fn wanted(queue: &Queue, place: &mut watch::Receiver<Node>) -> Option<Node> {
+    queue.work().await;
+    place.wait_for(|node| node.attached).await.map(|node| node.clone()).ok()
+}
+
+/// The rest of an answer goes on to the shim while something else is waited for.
+async fn while_writing<T>(shim: &Half, out: &mut BytesMut, wait: impl Future<Output = T>) -> T {
+    let write = async {
+        // A shim that has gone is noticed where it is read.
+        let _ = flush(&shim.0, out).await;
+        std::future::pending::<std::convert::Infallible>().await
+    };
+    tokio::select! {
+        value = wait => value,
+        never = write => match never {},
     }
 }
 
 /// Returns when the node's connection breaks or another node process takes over.
 async fn joined(
     queue: &Queue,
-    stream: UnixStream,
-    shim: &mut OwnedWriteHalf,
-    node: &mut watch::Receiver<Node>,
-    instance: u64,
+    node: &mut NodeSide,
+    (shim, out): (&Half, &mut BytesMut),
+    place: &mut watch::Receiver<Node>,
 ) {
-    let (read, mut write) = stream.into_split();
+    let (instance, Side { reader, out: requests }) = (node.instance, &mut node.side);
+    let stream = reader.get_ref().clone();
     let over = Notify::new();
     let send = async {
         loop {
-            let frame = queue.next().await;
-            if frame.write(&mut write).await.is_err() {
+            if flush(&stream.0, requests).await.is_err() {
                 return;
             }
             queue.written();
+            queue.next().await.put(requests);
         }
     };
     let stop = async {
         tokio::select! {
             () = send => {}
             // Its sender lives as long as the relay.
-            _ = node.wait_for(|node| node.attached && node.instance != instance) => {}
+            _ = place.wait_for(|node| node.attached && node.instance != instance) => {}
         }
         over.notify_one();
         std::future::pending().await
     };
-    // Never dropped while it writes, so that the shim gets whole frames only.
     let receive = async {
-        let mut reader = FrameReader::new(read, None);
         loop {
+            if flush(&shim.0, out).await.is_err() {
+                // A shim that has gone is noticed where it is read, after its last words.
+                out.clear();
+            }
             let next = tokio::select! {
                 // What has come is passed on before the end is looked at.
                 biased;
@@ -214,8 +347,8 @@ async fn joined(
                     if frame.kind == Kind::Response {
                         queue.answered(frame.stream);
                     }
-                    // A shim that has gone is noticed where it is read, after its last words.
-                    let _ = frame.write(shim).await;
+                    // From here on it reaches the shim, whole, whatever becomes of the node.
+                    frame.put(out);
                 }
                 Ok(None) => return,
                 Err(e) => {

@@ -100,6 +100,12 @@ impl Target {
         tls && self.address == other.address && self.give_up == other.give_up
     }
 
+    /// The TLS settings it was made from.
+    pub(super) fn tls(&self) -> Option<ClientTls> {
+        let Security { shared, name } = self.tls.as_ref()?;
+        Some(ClientTls { server_name: name.to_str().into_owned(), ..shared.given.clone() })
+    }
+
     /// One attempt, at most [`DIAL`] long.
     pub(super) async fn dial(&self) -> Result<Link, DialError> {
         let until = tokio::time::Instant::now() + DIAL;

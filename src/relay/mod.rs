@@ -14,7 +14,8 @@
 //!
 //! Life of a sandbox here: Open (listening, connections are held unread) → Connect (a link stands,
 //! connections that speak are joined to the VM) → Close. Nothing is kept on disk: a relay that starts
-//! anew has another epoch and holds nothing, and its shims' connections are gone.
+//! where none lives holds nothing, and its shims' connections are gone. One that starts where another
+//! serves takes over from it ([`handover`]); each run of a relay has an epoch, which grows.
 //!
 //! | what breaks | what happens |
 //! |---|---|
@@ -32,13 +33,17 @@ mod client;
 mod control;
 mod counters;
 mod edit;
+mod gate;
+mod handover;
 mod hub;
 mod hypervisor;
 mod link;
 mod pipe;
 mod pod;
 mod queue;
+mod reign;
 mod session;
+mod side;
 mod sockets;
 mod stream;
 mod survival;
@@ -49,22 +54,23 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures_util::StreamExt;
-use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 pub use api::{Control, ControlError, Event, Held, Totals};
 pub use client::RelayClient;
+pub use handover::TakeError;
 pub use sockets::{MAX_PATH, SocketError};
 pub use survival::take as survive;
 
-use crate::proto::relay::relay_server::RelayServer;
 use crate::shutdown::Tracker;
+use handover::{Inherited, Kins, Sockets, Stayed, stay, take_over};
 use hub::Hub;
-use sockets::{Allowed, Bound, ensure_directory};
+use link::Configurations;
+use reign::{Over, Realm};
+use sockets::ensure_directory;
 
-/// How long calls of the node process that are under way may take once the relay is to end.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
+/// How often a relay that breaks off the hand-over is asked again, and after which pause.
+const ASK: (u32, Duration) = (20, Duration::from_millis(50));
 
 /// What the relay serves, and for whom.
 #[derive(Clone, Debug)]
@@ -75,10 +81,14 @@ pub struct RelayOptions {
     pub pods_dir: PathBuf,
     /// Where the node process calls: `/run/peerpod/control.sock`.
     pub control_socket: PathBuf,
+    /// Where another relay asks to take over: `/run/peerpod/relay.sock`.
+    pub relay_socket: PathBuf,
     /// The user whose processes may connect, besides root.
     pub allowed_uid: u32,
     /// This build's version, for people.
     pub build: String,
+    /// Told to end after another relay has taken over: how long connections that stayed may go on.
+    pub linger: Duration,
     /// The whole process is the relay: it ignores SIGHUP. False where it is a guest, as in tests.
     pub own_process: bool,
 }
@@ -89,6 +99,9 @@ pub enum RelayError {
     /// A socket cannot be served.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Another relay serves and does not hand over.
+    #[error("taking over from the relay that serves: {0}")]
+    TakeOver(#[from] TakeError),
     /// The signal cannot be ignored.
     #[error("ignoring SIGHUP: {0}")]
     Signal(std::io::Error),
@@ -101,8 +114,9 @@ pub enum RelayError {
 #[derive(Debug)]
 pub struct Relay {
     options: RelayOptions,
-    hypervisor: Bound,
-    control: Bound,
+    sockets: Sockets,
+    inherited: Option<Inherited>,
+    configurations: Arc<Configurations>,
 }
 
 /// Serves until `shutdown`; see [`Relay::bind`] and [`Relay::run`].
@@ -118,22 +132,51 @@ pub async fn serve(
 }
 
 impl Relay {
-    /// Makes directories and sockets. Shims that connect from now on wait in the sockets' queues.
+    /// Makes directories and sockets, or takes those of the relay that serves. Shims that connect
+    /// from now on wait in the sockets' queues.
     ///
     /// # Errors
-    /// When something else stands at a path; a live process there is named with its id.
+    /// When something else stands at a path; a live process there is named with its id. When a relay
+    /// serves and does not hand over.
     pub async fn bind(options: RelayOptions) -> Result<Self, RelayError> {
-        for socket in [&options.control_socket, &options.hypervisor_socket] {
+        for socket in [&options.control_socket, &options.relay_socket, &options.hypervisor_socket] {
             ensure_directory(sockets::check_path(socket)?, 0o755)?;
         }
         ensure_directory(&options.pods_dir, 0o755)?;
-        let control = Bound::bind(&options.control_socket).await?;
-        let hypervisor = Bound::bind(&options.hypervisor_socket).await?;
-        Ok(Self { options, hypervisor, control })
+        let configurations = Arc::new(Configurations::default());
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let error: RelayError = match take_over(&options, &configurations).await {
+                Ok(Some(inherited)) => {
+                    let sockets = inherited.sockets.clone();
+                    let inherited = Some(inherited);
+                    return Ok(Self { options, sockets, inherited, configurations });
+                }
+                Ok(None) => match Sockets::bind(&options).await {
+                    Ok(sockets) => {
+                        return Ok(Self { options, sockets, inherited: None, configurations });
+                    }
+                    // Another one has begun in this very moment.
+                    Err(SocketError::Taken { path, pid }) if path == options.relay_socket => {
+                        SocketError::Taken { path, pid }.into()
+                    }
+                    Err(e) => return Err(e.into()),
+                },
+                Err(e @ TakeError::Refused(_)) => return Err(e.into()),
+                Err(e @ TakeError::Broken(_)) => e.into(),
+            };
+            if attempts >= ASK.0 {
+                return Err(error);
+            }
+            tracing::info!(%error, "trying again");
+            tokio::time::sleep(ASK.1).await;
+        }
     }
 
-    /// Serves until `shutdown` or until the API fails. Tasks of connections end with `shutdown`;
-    /// `tracker` knows when they have. Files of sockets are removed.
+    /// Serves until `shutdown`, until the API fails, or until another relay has taken over and what
+    /// stayed here has ended. Tasks of connections end with that; `tracker` knows when they have.
+    /// Files of sockets are removed unless they are another relay's.
     ///
     /// # Errors
     /// When the API's server fails.
@@ -142,50 +185,54 @@ impl Relay {
         tracker: Tracker,
         shutdown: CancellationToken,
     ) -> Result<(), RelayError> {
-        let Self { options, hypervisor, control } = self;
+        let Self { options, sockets, inherited, configurations } = self;
         let _hangup = options.own_process.then(ignore_hangup).transpose()?;
         // A failure of the API ends the connections as well, whoever asked for it.
         let shutdown = shutdown.child_token();
         let _all = shutdown.clone().drop_guard();
-        let hub = Hub::new(epoch());
-        let allowed = Allowed(options.allowed_uid);
-        tracing::info!(
-            hypervisor = %options.hypervisor_socket.display(),
-            control = %options.control_socket.display(),
-            epoch = hub.epoch,
-            "relay serves"
-        );
-        let (shims, tasks, over) = (hub.clone(), tracker.clone(), shutdown.clone());
-        let accepting = tracker.spawn("relay: hypervisor socket", async move {
-            let serving = accept_shims(&hypervisor, allowed, &shims, &tasks, &over);
-            over.run_until_cancelled(serving).await;
-        });
-        let service = control::Service {
-            hub: hub.clone(),
-            pods_dir: options.pods_dir,
-            build: options.build,
-            allowed,
+        let before = inherited.as_ref().map_or(0, |inherited| inherited.old.epoch);
+        let realm = Realm {
+            hub: Hub::new(epoch().max(before + 1)),
+            kins: Arc::new(Kins::default()),
+            options: Arc::new(options),
+            sockets,
+            configurations,
             tracker,
             shutdown: shutdown.clone(),
-            changing: control::Changing::default(),
-            configurations: link::Configurations::default(),
         };
-        let over = async {
-            shutdown.cancelled().await;
-            tokio::time::sleep(LAST_ANSWERS).await;
-        };
-        let served = tokio::select! {
-            served = serve_control(control, allowed, service, shutdown.clone()) => served,
-            // A node process that does not read must not keep us.
-            () = over => Ok(()),
-        };
+        let served = reigns(&realm, inherited).await;
         shutdown.cancel();
-        for pod in hub.pods() {
+        for pod in realm.hub.pods() {
             pod.close().await;
         }
-        // It was cancelled above.
-        let _ = accepting.await;
-        Ok(served?)
+        served
+    }
+}
+
+/// Serves, and again if a successor dies without a word.
+async fn reigns(realm: &Realm, mut inherited: Option<Inherited>) -> Result<(), RelayError> {
+    loop {
+        let (desk, over) = realm.reign(inherited.take()).await?;
+        let successor = match over {
+            Over::Told => return Ok(()),
+            Over::Late => {
+                tracing::error!("another relay serves, and has no connection to this one: ending");
+                return Ok(());
+            }
+            Over::Successor(successor) => successor,
+        };
+        let connections = realm.hub.joined().values().sum::<u32>();
+        let build = successor.build.clone();
+        tracing::info!(build, connections, "handed over; connections that cannot move stay here");
+        realm.leave_pods().await;
+        match stay(&desk, *successor, &realm.shutdown, realm.options.linger).await {
+            Stayed::Empty => {
+                tracing::info!("nothing is held any more: ending");
+                return Ok(());
+            }
+            Stayed::Told => return Ok(()),
+            Stayed::Alone => tracing::warn!("the successor has died: serving again"),
+        }
     }
 }
 
@@ -199,46 +246,4 @@ fn epoch() -> u64 {
 fn ignore_hangup() -> Result<tokio::signal::unix::Signal, RelayError> {
     let kind = tokio::signal::unix::SignalKind::hangup();
     tokio::signal::unix::signal(kind).map_err(RelayError::Signal)
-}
-
-async fn accept_shims(
-    socket: &Bound,
-    allowed: Allowed,
-    hub: &Arc<Hub>,
-    tasks: &Tracker,
-    over: &CancellationToken,
-) {
-    loop {
-        let shim = socket.accept(allowed, || hub.counters.peers_refused.add(1)).await;
-        hub.counters.hypervisor_accepted.add(1);
-        let (hub, over) = (hub.clone(), over.clone());
-        // Boxed: see Pod::serve.
-        let conversation = Box::pin(async move {
-            tokio::select! {
-                () = over.cancelled() => {}
-                () = hypervisor::converse(hub, shim) => {}
-            }
-        });
-        tasks.spawn("relay: hypervisor connection", conversation);
-    }
-}
-
-async fn serve_control(
-    socket: Bound,
-    allowed: Allowed,
-    service: control::Service,
-    shutdown: CancellationToken,
-) -> Result<(), tonic::transport::Error> {
-    let hub = service.hub.clone();
-    let api = RelayServer::new(service)
-        .max_decoding_message_size(control::MAX_MESSAGE)
-        .max_encoding_message_size(control::MAX_MESSAGE);
-    let incoming = futures_util::stream::unfold((socket, hub), |(socket, hub)| async move {
-        let node = socket.accept(allowed, || hub.counters.peers_refused.add(1)).await;
-        Some((Ok::<UnixStream, std::io::Error>(node), (socket, hub)))
-    });
-    tonic::transport::Server::builder()
-        .add_service(api)
-        .serve_with_incoming_shutdown(incoming.boxed(), shutdown.cancelled_owned())
-        .await
 }

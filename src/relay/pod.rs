@@ -10,6 +10,10 @@
 //! A VM that speaks `peerpod-link/1` gets one connection, a session, and `joined` is a stream of it.
 //! Connect makes one link ahead, so that it can say whether the VM can be reached; the first
 //! connection that speaks gets it.
+//!
+//! To another relay go the listener, every connection that is not joined yet, since nothing of it was
+//! read, and a session with its streams. What is joined to a TLS connection of its own, or whose
+//! frames are read here, stays until it ends.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,17 +21,19 @@ use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv};
 use peerpod_tunnel::link::session::Stream;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::counters::Traffic;
 use super::edit;
-use super::hub::{Hub, Side};
+use super::gate::{Gate, Member};
+use super::handover::{Part, message};
+use super::hub::{Guard, Hub, Side};
 use super::link::{DialError, Link, Target};
 use super::pipe::{End, Pipe, hung_up};
 use super::session::{Slot, Way};
@@ -36,6 +42,15 @@ use super::stream::StreamPipe;
 use crate::proto::relay as proto;
 use crate::shutdown::Tracker;
 use proto::to_node::Message;
+
+/// What pods and hypervisor connections are served with.
+#[derive(Clone, Debug)]
+pub(super) struct Desk {
+    pub(super) hub: Arc<Hub>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) allowed: Allowed,
+    pub(super) tracker: Tracker,
+}
 
 /// Connections one sandbox may hold; a shim needs two.
 const CONNECTIONS: usize = 512;
@@ -59,6 +74,8 @@ pub(super) struct Pod {
     down: Mutex<Down>,
     closed: CancellationToken,
     accepting: Mutex<Option<JoinHandle<()>>>,
+    /// Its socket, unless another relay serves it.
+    bound: Mutex<Option<Arc<Bound>>>,
 }
 
 #[derive(Debug, Default)]
@@ -87,76 +104,173 @@ impl Pod {
             down: Mutex::default(),
             closed: CancellationToken::new(),
             accepting: Mutex::default(),
+            bound: Mutex::default(),
         }
     }
 
-    /// Serves the socket until [`Pod::close`].
-    pub(super) fn serve(
-        self: &Arc<Self>,
-        bound: Bound,
-        allowed: Allowed,
-        hub: &Arc<Hub>,
-        tracker: &Tracker,
-    ) {
-        self.session.run_under(tracker);
-        let (pod, hub, tasks) = (self.clone(), hub.clone(), tracker.clone());
+    /// Serves the socket until [`Pod::close`], or until another relay does.
+    pub(super) fn serve(self: &Arc<Self>, bound: Bound, desk: &Desk) {
+        let bound = Arc::new(bound);
+        *lock(&self.bound) = Some(Arc::clone(&bound));
+        self.session.run_under(desk);
+        let (pod, own) = (self.clone(), desk.clone());
+        let member = desk.gate.member();
         // Boxed, here and below: a future that is wrapped is kept twice by the wrapper, and there
         // are three of these per pod.
         let serving = Box::pin(async move {
             tokio::select! {
                 () = pod.closed.cancelled() => {}
-                () = pod.accept(bound, allowed, &hub, &tasks) => {}
+                () = pod.accept(bound, &own, member) => {}
             }
         });
-        let accepting = tracker.spawn("relay: agent socket", serving);
+        let accepting = desk.tracker.spawn("relay: agent socket", serving);
         *lock(&self.accepting) = Some(accepting);
     }
 
-    async fn accept(
-        self: &Arc<Self>,
-        bound: Bound,
-        allowed: Allowed,
-        hub: &Arc<Hub>,
-        tasks: &Tracker,
-    ) {
+    async fn accept(self: &Arc<Self>, bound: Arc<Bound>, desk: &Desk, mut member: Member) {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
-            // Never closed; more clients wait in the socket's queue.
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let shim = bound.accept(allowed, || hub.counters.peers_refused.add(1)).await;
-            hub.counters.agent_accepted.add(1);
-            let (pod, hub) = (self.clone(), hub.clone());
-            let connection = Box::pin(async move {
-                tokio::select! {
-                    () = pod.closed.cancelled() => {}
-                    () = pod.connection(shim, &hub) => {}
-                }
-                drop(slot);
-            });
-            tasks.spawn("relay: agent connection", connection);
+            let next = async {
+                // Never closed; more clients wait in the socket's queue.
+                let slot = slots.clone().acquire_owned().await.ok();
+                let refused = || desk.hub.counters.peers_refused.add(1);
+                (bound.accept(desk.allowed, refused).await, slot)
+            };
+            let (shim, slot) = tokio::select! {
+                biased;
+                () = member.frozen() => match member.park(Ok(None)).await {
+                    true => return,
+                    false => continue,
+                },
+                next = next => next,
+            };
+            desk.hub.counters.agent_accepted.add(1);
+            self.adopt(shim, slot, desk);
         }
     }
 
-    async fn connection(self: &Arc<Self>, shim: UnixStream, hub: &Arc<Hub>) {
-        let mut target = self.target.subscribe();
-        if target.wait_for(Option::is_some).await.is_err() || !speaks(&shim).await {
-            return;
-        }
-        let _counted = hub.enter(&self.sandbox, Side::Agent);
-        // Boxed: the connection that waits silently should not set aside room for it.
-        let link = Box::pin(async {
+    /// Takes a shim's connection in, of which nothing was read.
+    pub(super) fn adopt(
+        self: &Arc<Self>,
+        shim: UnixStream,
+        slot: Option<OwnedSemaphorePermit>,
+        desk: &Desk,
+    ) {
+        let (pod, hub, member) = (self.clone(), desk.hub.clone(), desk.gate.member());
+        let connection = Box::pin(async move {
             tokio::select! {
-                link = self.link(hub) => link,
-                () = gone(&shim) => None,
+                () = pod.closed.cancelled() => {}
+                () = pod.connection(shim, &hub, member) => {}
+            }
+            drop(slot);
+        });
+        desk.tracker.spawn("relay: agent connection", connection);
+    }
+
+    async fn connection(self: &Arc<Self>, shim: UnixStream, hub: &Arc<Hub>, mut member: Member) {
+        let mut counted = None;
+        let way = loop {
+            // Boxed: the connection that waits silently should not set aside room for it.
+            let way = tokio::select! {
+                biased;
+                () = member.frozen() => {
+                    let say = message::Say::Agent(self.sandbox.clone());
+                    match member.park(part(say, &shim)).await {
+                        true => return,
+                        false => continue,
+                    }
+                }
+                way = Box::pin(self.way_for(&shim, hub, &mut counted)) => way,
+            };
+            let Some(way) = way else { return };
+            break way;
+        };
+        let end = match (way, self.edit_methods.is_empty()) {
+            (Way::Stream(stream), true) => {
+                match self.streams(StreamPipe::new(shim, stream), &mut member).await {
+                    Some(end) => end,
+                    None => return,
+                }
+            }
+            (way, unread) => {
+                let _joined = hub.join(&self.sandbox);
+                drop(member);
+                match (way, unread) {
+                    (Way::Plain(link), true) => Pipe::new(shim, link).run(&self.traffic).await,
+                    (Way::Plain(link), false) => Box::pin(edit::join(self, hub, shim, link)).await,
+                    (Way::Stream(stream), _) => Box::pin(edit::join(self, hub, shim, stream)).await,
+                }
+            }
+        };
+        self.ended(hub, end);
+    }
+
+    /// Moves the bytes of a connection that can go to another relay at any time; `None` once it has.
+    async fn streams(&self, mut pipe: StreamPipe, member: &mut Member) -> Option<End> {
+        loop {
+            tokio::select! {
+                biased;
+                () = member.frozen() => {
+                    let (sandbox, stream) = (self.sandbox.clone(), pipe.stream().id());
+                    let say = message::Say::Stream(message::Stream { sandbox, stream });
+                    let returns = self.session.returns();
+                    if member.park(part(say, pipe.shim())).await {
+                        return None;
+                    }
+                    // A session that came back is another one to us.
+                    if self.session.returns() != returns
+                        && let Some(same) = self.session.resume(stream)
+                    {
+                        pipe.replace(same);
+                    }
+                }
+                end = pipe.run(&self.traffic) => return Some(end),
+            }
+        }
+    }
+
+    /// Goes on with a connection that another relay has joined to the pod's session.
+    pub(super) fn adopt_stream(self: &Arc<Self>, shim: UnixStream, stream: u32, desk: &Desk) {
+        let Some(stream) = self.session.resume(stream) else {
+            return tracing::warn!(sandbox = self.sandbox, stream, "a stream its session lacks");
+        };
+        let (pod, hub, mut member) = (self.clone(), desk.hub.clone(), desk.gate.member());
+        let connection = Box::pin(async move {
+            let _counted = hub.enter(&pod.sandbox, Side::Agent);
+            let pipe = StreamPipe::new(shim, stream);
+            let end = tokio::select! {
+                () = pod.closed.cancelled() => return,
+                end = pod.streams(pipe, &mut member) => end,
+            };
+            if let Some(end) = end {
+                pod.ended(&hub, end);
             }
         });
-        let Some(way) = link.await else { return };
-        let end = match (way, self.edit_methods.is_empty()) {
-            (Way::Plain(link), true) => Pipe::new(shim, link).run(&self.traffic).await,
-            (Way::Stream(stream), true) => StreamPipe::new(shim, stream).run(&self.traffic).await,
-            (Way::Plain(link), false) => Box::pin(edit::join(self, hub, shim, link)).await,
-            (Way::Stream(stream), false) => Box::pin(edit::join(self, hub, shim, stream)).await,
-        };
+        desk.tracker.spawn("relay: agent connection", connection);
+    }
+
+    /// Waits until the shim speaks, counts it, and makes a way to the VM for it. May be dropped and
+    /// begun again: nothing is read.
+    async fn way_for(
+        self: &Arc<Self>,
+        shim: &UnixStream,
+        hub: &Arc<Hub>,
+        counted: &mut Option<Guard>,
+    ) -> Option<Way> {
+        let mut target = self.target.subscribe();
+        if target.wait_for(Option::is_some).await.is_err() || !speaks(shim).await {
+            return None;
+        }
+        if counted.is_none() {
+            *counted = Some(hub.enter(&self.sandbox, Side::Agent));
+        }
+        tokio::select! {
+            way = self.link(hub) => way,
+            () = gone(shim) => None,
+        }
+    }
+
+    fn ended(&self, hub: &Hub, end: End) {
         match end {
             End::Shim => tracing::debug!(sandbox = self.sandbox, "a shim connection ended"),
             // Told once, by the session's keeper.
@@ -234,25 +348,57 @@ impl Pod {
     }
 
     /// Makes a link ahead and lets connections use `target`. The same target again changes nothing.
+    /// False when all has moved to another relay meanwhile.
     pub(super) async fn connect(
         self: &Arc<Self>,
         hub: &Arc<Hub>,
+        gate: &Arc<Gate>,
         target: Target,
-    ) -> Result<(), DialError> {
+    ) -> Result<bool, DialError> {
         let _one = self.connecting.lock().await;
         if self.target.borrow().as_ref().is_some_and(|known| known.same(&target)) {
-            return Ok(());
+            return Ok(true);
         }
         let link = self.dial_quietly(hub, &target).await?;
-        if link.is_resumable() {
+        // Only then: a hand-over does not wait for a VM.
+        let ahead = if link.is_resumable() {
             self.session.begin(self, hub, target.give_up, link).await?;
+            None
         } else {
+            Some(link)
+        };
+        let Some(_pass) = gate.pass().await else { return Ok(false) };
+        if let Some(link) = ahead {
             self.session.plain();
             self.tell_up(hub);
             *lock(&self.ahead) = Some(link);
         }
         self.target.send_replace(Some(Arc::new(target)));
-        Ok(())
+        Ok(true)
+    }
+
+    /// Goes on with what another relay has known.
+    pub(super) fn restore(&self, target: Option<Target>, down: Option<proto::LinkDown>) {
+        self.target.send_replace(target.map(Arc::new));
+        lock(&self.down).told = down;
+    }
+
+    /// Its listener, for another relay.
+    pub(super) fn bound(&self) -> Option<Arc<Bound>> {
+        lock(&self.bound).clone()
+    }
+
+    /// Another relay serves the socket from now on; joined connections stay here.
+    pub(super) async fn moved(&self) {
+        if let Some(bound) = lock(&self.bound).take() {
+            bound.disown();
+        }
+        lock(&self.ahead).take();
+        let accepting = lock(&self.accepting).take();
+        if let Some(task) = accepting {
+            // It was parked, and ends.
+            let _ = task.await;
+        }
     }
 
     /// Closes everything; returns when the socket's file is gone.
@@ -265,6 +411,7 @@ impl Pod {
             // It ends at once, whether well or by a panic.
             let _ = task.await;
         }
+        lock(&self.bound).take();
     }
 
     /// Where the VM is, if that is known.
@@ -309,6 +456,11 @@ impl Pod {
             hub.emit(Message::LinkUp(proto::LinkUp { sandbox: self.sandbox.clone() }));
         }
     }
+}
+
+fn part(say: message::Say, shim: &UnixStream) -> std::io::Result<Option<Part>> {
+    let copy: OwnedFd = shim.as_fd().try_clone_to_owned()?;
+    Ok(Some(Part { say, descriptors: vec![copy] }))
 }
 
 /// Waits for the first byte without taking it; false if the connection ends before one comes.

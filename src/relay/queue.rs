@@ -65,6 +65,30 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// One that holds what another relay's has held; `writing` says that the last frame given out is
+    /// not written to its end.
+    pub(super) fn restore(
+        calls: impl IntoIterator<Item = (Frame, bool, bool, Option<PendingGuard>)>,
+        writing: bool,
+    ) -> Self {
+        let items = calls.into_iter().map(|(frame, sent, outlives, _pending)| Item {
+            frame,
+            sent,
+            outlives,
+            _pending,
+        });
+        let all: VecDeque<Item> = items.collect();
+        let bytes = all.iter().map(|item| item.frame.payload.len()).sum();
+        let items = Items { all, bytes, answers: 0, writing };
+        Self { items: Mutex::new(items), ..Self::default() }
+    }
+
+    /// What it holds: frame, whether it was sent, whether it outlives its shim.
+    pub(super) fn calls(&self) -> Vec<(Frame, bool, bool)> {
+        let items = self.items();
+        items.all.iter().map(|item| (item.frame.clone(), item.sent, item.outlives)).collect()
+    }
+
     fn items(&self) -> MutexGuard<'_, Items> {
         // Changes are whole before anything could panic.
         self.items.lock().unwrap_or_else(PoisonError::into_inner)

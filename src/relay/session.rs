@@ -9,18 +9,22 @@
 //!           LinkDown{given_up}: the shims' connections are closed
 //! ```
 //!
-//! While it is being redialled the shims' connections stay, and nothing of what they said is lost.
+//! For a hand-over the keeper parts from the connection and stands still: the session then goes to
+//! another relay, or is redialled here. While it is being redialled the shims' connections stay, and nothing of what they said is lost.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use peerpod_tunnel::link::session::{Ended, Link as Session, Over, Refusal, Stream};
+use peerpod_tunnel::link::session::{
+    Ended, Export, ExportError, Link as Session, Over, Refusal, Stream,
+};
 use tokio::time::{Instant, timeout};
 
+use super::gate::Member;
 use super::hub::Hub;
 use super::link::{DialError, Link};
-use super::pod::Pod;
-use crate::shutdown::Tracker;
+use super::pod::{Desk, Pod};
 
 /// What Connect and List call the two modes.
 pub(super) const PLAIN: &str = "plain";
@@ -53,7 +57,9 @@ pub(super) struct Slot {
     mode: Mutex<&'static str>,
     /// One is made at a time.
     making: tokio::sync::Mutex<()>,
-    tracker: OnceLock<Tracker>,
+    desk: Mutex<Option<Desk>>,
+    /// How often the session came back from a hand-over that failed.
+    returns: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -62,10 +68,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Slot {
-    /// Whose tasks those of sessions are.
-    pub(super) fn run_under(&self, tracker: &Tracker) {
-        // Set once, when the pod's socket is served.
-        let _ = self.tracker.set(tracker.clone());
+    /// What sessions are made with from now on.
+    pub(super) fn run_under(&self, desk: &Desk) {
+        *lock(&self.desk) = Some(desk.clone());
     }
 
     /// How the last connection came about; empty before the first.
@@ -101,12 +106,13 @@ impl Slot {
         if self.session().is_some() {
             return Ok(());
         }
-        let Some(tracker) = self.tracker.get() else {
+        let desk = lock(&self.desk).clone();
+        let Some(desk) = desk else {
             return Err(DialError::Unreachable("the pod is not served yet".to_owned()));
         };
         let session = Session::worker(BUILD, give_up + SPARE);
-        let keeper = Keeper { pod: pod.clone(), hub: hub.clone(), session: session.clone() };
-        tracker.spawn("relay: session", Box::pin(keeper.keep(link)));
+        Keeper { pod: pod.clone(), hub: hub.clone(), session: session.clone() }
+            .spawn(&desk, Some(link));
         let failed =
             |why: String| DialError::Unreachable(format!("connected, but no session: {why}"));
         match timeout(GREETING, session.joined()).await {
@@ -120,6 +126,44 @@ impl Slot {
         *lock(&self.session) = Some(session);
         *lock(&self.mode) = RESUMABLE;
         Ok(())
+    }
+
+    /// The session for another process; it ends here. `None` if there is none.
+    pub(super) fn export(&self) -> Option<Export> {
+        self.session()?.export()
+    }
+
+    /// Goes on with an exported session.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub(super) fn import(&self, export: &Export) -> Result<(), ExportError> {
+        self.inherit(Session::import(export)?);
+        self.returns.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Has this session, which nobody keeps yet.
+    pub(super) fn inherit(&self, session: Session) {
+        *lock(&self.session) = Some(session);
+        *lock(&self.mode) = RESUMABLE;
+    }
+
+    /// Keeps a session that was inherited.
+    pub(super) fn keep(&self, pod: &Arc<Pod>, desk: &Desk) {
+        if let Some(session) = self.session() {
+            Keeper { pod: pod.clone(), hub: desk.hub.clone(), session }.spawn(desk, None);
+        }
+    }
+
+    /// A stream of a session that another relay has had.
+    pub(super) fn resume(&self, stream: u32) -> Option<Stream> {
+        self.session()?.stream(stream)
+    }
+
+    /// How often the session came back from a hand-over that failed.
+    pub(super) fn returns(&self) -> u64 {
+        self.returns.load(Ordering::Relaxed)
     }
 
     /// Ends the session; the VM is told by its keeper.
@@ -137,36 +181,96 @@ struct Keeper {
     session: Session,
 }
 
+/// How a keeper goes on.
+enum Now {
+    Goes,
+    Over,
+    Frozen,
+}
+
+async fn frozen(member: &mut Option<Member>) {
+    match member {
+        Some(member) => member.frozen().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Keeper {
-    async fn keep(self, first: Link) {
-        let mut link = Some(first);
+    /// Without a link it dials first.
+    fn spawn(self, desk: &Desk, link: Option<Link>) {
+        // A session some of whose frames are read here cannot move.
+        let member = self.pod.edit_methods.is_empty().then(|| desk.gate.member());
+        desk.tracker.spawn("relay: session", Box::pin(self.keep(link, member)));
+    }
+
+    async fn keep(mut self, mut link: Option<Link>, mut member: Option<Member>) {
         // Since when there is no connection, unless there was none yet.
-        let mut broken: Option<Instant> = None;
+        let mut broken = link.is_none().then(Instant::now);
         loop {
-            let Some(connection) = link.take() else { return };
-            let why = match self.run(connection, &mut broken).await {
-                Ended::Broken(why) => why,
-                Ended::Replaced => return,
-                Ended::Over(over) => return self.over(&over),
+            let now = tokio::select! {
+                biased;
+                () = frozen(&mut member) => Now::Frozen,
+                now = self.once(&mut link, &mut broken) => now,
             };
-            if self.pod.closing() {
-                return self.session.end(Over::Ended("the pod is closed".to_owned()));
+            match now {
+                Now::Goes => {}
+                Now::Over => return,
+                Now::Frozen => {
+                    // Parts from the VM, which keeps the session.
+                    link = None;
+                    if let Some(member) = &mut member
+                        && member.park(Ok(None)).await
+                    {
+                        return;
+                    }
+                    broken = Some(Instant::now());
+                    // It may have come back as another one. One that had not stood yet is nobody's.
+                    let Some(same) = self.pod.session.session() else {
+                        return self.session.end(Over::Ended("a hand-over came first".to_owned()));
+                    };
+                    self.session = same;
+                }
             }
-            let Some(since) = broken else {
-                // It never stood; whoever asked for it hears why.
-                return self.session.end(Over::Ended(why));
-            };
-            let reason = format!("the connection to the VM broke: {why}");
-            self.pod.tell_down(&self.hub, reason, false);
-            link = tokio::select! {
-                link = self.redial(since) => link,
-                () = self.pod.closed() => None,
-            };
         }
     }
 
+    /// One connection, or the making of one.
+    async fn once(&mut self, link: &mut Option<Link>, broken: &mut Option<Instant>) -> Now {
+        let connection = match (link.take(), *broken) {
+            (Some(connection), _) => connection,
+            (None, Some(since)) => tokio::select! {
+                again = self.redial(since) => {
+                    *link = again;
+                    return if link.is_some() { Now::Goes } else { Now::Over };
+                }
+                () = self.pod.closed() => return Now::Over,
+            },
+            (None, None) => return Now::Over,
+        };
+        let why = match self.run(connection, broken).await {
+            Ended::Broken(why) => why,
+            Ended::Replaced => return Now::Over,
+            Ended::Over(over) => {
+                self.over(&over);
+                return Now::Over;
+            }
+        };
+        if self.pod.closing() {
+            self.session.end(Over::Ended("the pod is closed".to_owned()));
+            return Now::Over;
+        }
+        if broken.is_none() {
+            // It never stood; whoever asked for it hears why.
+            self.session.end(Over::Ended(why));
+            return Now::Over;
+        }
+        let reason = format!("the connection to the VM broke: {why}");
+        self.pod.tell_down(&self.hub, reason, false);
+        Now::Goes
+    }
+
     /// One connection, from its greeting to its end. Once it has stood, `broken` is when it ended.
-    async fn run(&self, link: Link, broken: &mut Option<Instant>) -> Ended {
+    async fn run(&mut self, link: Link, broken: &mut Option<Instant>) -> Ended {
         let mut run = std::pin::pin!(self.session.run(link));
         let mut stood = false;
         loop {

@@ -6,15 +6,21 @@
 //!        socket nobody serves ─┴▶ bind ".new", mode 0600 ─▶ rename over the path ─▶ serve
 //!        socket that is served, symlink, anything else ─▶ error that names it
 //!   drop: remove the file if it is still ours
+//!
+//!   handed over: another process holds the same listener ─▶ own: it is ours now, and only then
+//!                                                      ◀── disown: the file is somebody else's
 //! ```
 
 use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::crash::here;
@@ -82,7 +88,7 @@ fn io(doing: &'static str, path: &Path) -> impl Fn(std::io::Error) -> SocketErro
 pub(super) struct Allowed(pub(super) u32);
 
 impl Allowed {
-    fn admits(self, uid: u32) -> bool {
+    pub(super) fn admits(self, uid: u32) -> bool {
         uid == self.0 || uid == 0
     }
 }
@@ -93,6 +99,7 @@ pub(super) struct Bound {
     listener: UnixListener,
     path: PathBuf,
     identity: (u64, u64),
+    ours: AtomicBool,
 }
 
 impl Bound {
@@ -117,7 +124,53 @@ impl Bound {
         let identity = identity.map_err(io("looking at", &temporary))?;
         std::fs::rename(&temporary, path).map_err(io("putting in place", path))?;
         here!(SocketRenameAfter);
-        Ok(Self { listener, path: path.to_owned(), identity })
+        Ok(Self { listener, path: path.to_owned(), identity, ours: AtomicBool::new(true) })
+    }
+
+    /// A listener that another process has bound to `path` and still holds; not ours before
+    /// [`Bound::own`].
+    pub(super) fn adopt(
+        listener: OwnedFd,
+        path: &Path,
+        identity: (u64, u64),
+    ) -> std::io::Result<Self> {
+        if !getsockopt(&listener, sockopt::AcceptConn)? {
+            return Err(std::io::Error::new(ErrorKind::InvalidInput, "it does not listen"));
+        }
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let (listener, path) = (UnixListener::from_std(listener)?, path.to_owned());
+        Ok(Self { listener, path, identity, ours: AtomicBool::new(false) })
+    }
+
+    /// From now on this process serves it.
+    pub(super) fn own(&self) {
+        self.ours.store(true, Ordering::Relaxed);
+        // Whoever connects is told the process that has listened last.
+        if let Err(e) = listen(&self.listener, Backlog::MAXALLOWABLE) {
+            tracing::warn!(socket = %self.path.display(), error = %e, "listening again");
+        }
+    }
+
+    /// From now on the file is another process's.
+    pub(super) fn disown(&self) {
+        self.ours.store(false, Ordering::Relaxed);
+    }
+
+    /// The listener, for another process.
+    pub(super) fn copy(&self) -> std::io::Result<OwnedFd> {
+        self.listener.as_fd().try_clone_to_owned()
+    }
+
+    /// Device and inode of its file.
+    pub(super) fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// The path asked for.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The next connection of somebody who is allowed; others are counted by `refused` and dropped.
@@ -144,6 +197,9 @@ impl Bound {
 
 impl Drop for Bound {
     fn drop(&mut self) {
+        if !self.ours.load(Ordering::Relaxed) {
+            return;
+        }
         let ours = std::fs::symlink_metadata(&self.path).map(identity);
         if ours.is_ok_and(|found| found == self.identity) {
             here!(SocketRemoveBefore);

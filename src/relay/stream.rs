@@ -48,7 +48,23 @@ impl StreamPipe {
         Self { shim, stream, half_closed, look: None }
     }
 
-    /// Moves bytes until one side ends.
+    /// The stream.
+    pub(super) fn stream(&self) -> &Stream {
+        &self.stream
+    }
+
+    /// The shim's connection.
+    pub(super) fn shim(&self) -> &UnixStream {
+        &self.shim
+    }
+
+    /// Goes on with the same stream of the same session, had anew.
+    pub(super) fn replace(&mut self, stream: Stream) {
+        self.half_closed = stream.is_shut_down();
+        self.stream = stream;
+    }
+
+    /// Moves bytes until one side ends. May be dropped and called again.
     pub(super) async fn run(&mut self, traffic: &Traffic) -> End {
         std::future::poll_fn(|cx| match self.poll(cx, traffic) {
             Ok(()) => Poll::Pending,

@@ -20,7 +20,7 @@ use tokio::process::{Child, Command};
 use tonic::transport::{Endpoint, Uri};
 
 use super::Children;
-use crate::proto::relay::{API, HelloRequest, relay_client::RelayClient};
+use crate::proto::relay::{API, HelloRequest, OLDEST_API, relay_client::RelayClient};
 
 const LOCK: &str = "run.lock";
 /// How long a relay may take to say which build it is.
@@ -237,7 +237,7 @@ pub(super) async fn compare_builds(socket: &Path) {
     let asking = async {
         let channel =
             Endpoint::from_static("http://relay").connect_with_connector(connector).await?;
-        let hello = HelloRequest { api: API, build: crate::cli::build() };
+        let hello = HelloRequest { api: API, build: crate::cli::build(), oldest: OLDEST_API };
         Ok::<_, Box<dyn std::error::Error>>(
             RelayClient::new(channel).hello(hello).await?.into_inner(),
         )

@@ -25,6 +25,7 @@ pub(super) async fn attach(
 ) -> (mpsc::Sender<proto::FromNode>, Streaming<proto::ToNode>) {
     let (say, said) = mpsc::channel(8);
     let attached = proto::Attached {
+        oldest: 0,
         api: proto::API,
         build: "raw".to_owned(),
         node_socket: node_socket.to_str().expect("utf-8").to_owned(),
@@ -45,13 +46,13 @@ pub(super) async fn ready(say: &mpsc::Sender<proto::FromNode>) {
 async fn another_version_is_refused_by_name() {
     let bench = Bench::start().await;
     let mut api = raw(bench.dir.path()).await;
-    let hello = proto::HelloRequest { api: proto::API + 1, build: "9.9".to_owned() };
+    let hello = proto::HelloRequest { api: proto::API + 1, build: "9.9".to_owned(), oldest: 0 };
     let refused = within(api.hello(hello)).await.expect_err("refused");
     let theirs = format!("version {}", proto::API + 1);
     for part in ["9.9", "build test", theirs.as_str()] {
         assert!(refused.message().contains(part), "{part}: {}", refused.message());
     }
-    let hello = proto::HelloRequest { api: proto::API, build: "9.9".to_owned() };
+    let hello = proto::HelloRequest { api: proto::API, build: "9.9".to_owned(), oldest: 0 };
     let reply = within(api.hello(hello)).await.expect("hello").into_inner();
     assert_eq!(reply.pid, std::process::id());
 }

@@ -3,6 +3,7 @@
 mod agent;
 mod control;
 mod edit;
+mod handover;
 mod hypervisor;
 mod session;
 mod sockets;
@@ -64,8 +65,10 @@ fn options(dir: &Path) -> RelayOptions {
         hypervisor_socket: dir.join("hypervisor.sock"),
         pods_dir: dir.join("pods"),
         control_socket: dir.join("control.sock"),
+        relay_socket: dir.join("relay.sock"),
         allowed_uid: nix::unistd::geteuid().as_raw(),
         build: "test".to_owned(),
+        linger: Duration::from_secs(10),
         own_process: false,
     }
 }

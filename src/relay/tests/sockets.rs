@@ -26,15 +26,17 @@ async fn a_socket_left_by_the_dead_is_replaced_and_ours_removed_at_the_end() {
 
 #[tokio::test]
 async fn a_socket_of_the_living_is_an_error_with_path_and_process() {
-    let bench = Bench::start().await;
-    let second = crate::relay::Relay::bind(options(bench.dir.path())).await;
-    let error = second.expect_err("the first one lives").to_string();
     let me = format!("process {}", std::process::id());
+    let dir = tempfile::tempdir().expect("tempdir");
+    let stranger = UnixListener::bind(dir.path().join("control.sock")).expect("bind");
+    let second = crate::relay::Relay::bind(options(dir.path())).await;
+    let error = second.expect_err("somebody lives there").to_string();
     assert!(error.contains(&me) && error.contains("control.sock"), "{error}");
-    bench.node().await;
+    drop(stranger);
 
-    // A stranger on an agent socket is told to the node.
+    let bench = Bench::start_in(dir).await;
     let node = bench.node().await;
+    // A stranger on an agent socket is told to the node.
     let path = bench.agent_path("s1");
     std::fs::create_dir_all(path.parent().expect("parent")).expect("directory");
     let _stranger = UnixListener::bind(&path).expect("bind");

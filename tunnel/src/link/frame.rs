@@ -32,7 +32,8 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn from_wire(value: u8) -> Option<Self> {
+    /// From the byte that stands for it.
+    pub fn from_wire(value: u8) -> Option<Self> {
         match value {
             1 => Some(Self::Request),
             2 => Some(Self::Response),
@@ -41,7 +42,8 @@ impl Kind {
         }
     }
 
-    fn to_wire(self) -> u8 {
+    /// The byte that stands for it.
+    pub fn to_wire(self) -> u8 {
         match self {
             Self::Request => 1,
             Self::Response => 2,
@@ -145,6 +147,17 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// Reads from `inner`. With `stall`, a frame that has begun must be whole within that time.
     pub fn new(inner: R, stall: Option<Duration>) -> Self {
         Self { inner, buffer: BytesMut::new(), stall }
+    }
+
+    /// Reads on where another reader has stopped: `buffered` is what that one had read and not given
+    /// out.
+    pub fn resume(inner: R, stall: Option<Duration>, buffered: &[u8]) -> Self {
+        Self { inner, buffer: BytesMut::from(buffered), stall }
+    }
+
+    /// What was read and is not given out yet.
+    pub fn buffered(&self) -> &[u8] {
+        &self.buffer
     }
 
     /// What is read from.
