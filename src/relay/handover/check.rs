@@ -8,7 +8,7 @@ use super::message::{Hello, OLDEST, VERSION, agreed};
 use crate::relay::RelayOptions;
 
 /// Names under which the program is installed.
-const PROGRAMS: [&str; 2] = ["peerpodd", "cloud-api-adaptor"];
+const PROGRAMS: [&str; 3] = ["peerpodd", "cloud-api-adaptor", "cloud-api-adapt"];
 
 /// Whether the process at the other end runs a program of ours. Its user was checked before. A
 /// process whose program the kernel does not show, as in another container, has only its user to
@@ -16,7 +16,12 @@ const PROGRAMS: [&str; 2] = ["peerpodd", "cloud-api-adaptor"];
 pub(super) fn program(stream: &UnixStream) -> Result<(), String> {
     let peer = stream.peer_cred().map_err(|e| format!("who asks is not known: {e}"))?;
     let Some(pid) = peer.pid().filter(|pid| *pid > 0) else { return Ok(()) };
-    match std::fs::read_link(format!("/proc/{pid}/exe")) {
+    let shown = std::fs::read_link(format!("/proc/{pid}/exe")).or_else(|_| {
+        // A relay shows nobody its program, and looks into no process with more privileges than it
+        // has itself. The name stays, of which the kernel keeps 15 bytes.
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().into())
+    });
+    match shown {
         Ok(program) if is_ours(&program) => Ok(()),
         Ok(program) => Err(format!("process {pid} is {}, no relay", program.display())),
         Err(error) => {
