@@ -6,10 +6,10 @@ use crate::relay::handover::message::{Empty, Hello, Say, VERSION, Welcome};
 use crate::relay::handover::{Stranger, TakeError};
 
 /// Another relay on the same directory.
-struct Second {
+pub(super) struct Second {
     tracker: Tracker,
     shutdown: CancellationToken,
-    serving: JoinHandle<Result<(), RelayError>>,
+    pub(super) serving: JoinHandle<Result<(), RelayError>>,
 }
 
 impl Second {
@@ -20,7 +20,7 @@ impl Second {
         Self { tracker, shutdown, serving }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.shutdown.cancel();
         within(self.serving).await.expect("join").expect("serve");
         within(self.tracker.finished()).await;
@@ -28,12 +28,12 @@ impl Second {
 }
 
 impl Bench {
-    async fn successor(&self) -> Second {
+    pub(super) async fn successor(&self) -> Second {
         Second::start(self.dir.path()).await
     }
 
     /// Waits until the first relay has ended by itself; its directory stays.
-    async fn ended(self) -> TempDir {
+    pub(super) async fn ended(self) -> TempDir {
         within(self.serving).await.expect("join").expect("serve");
         within(self.tracker.finished()).await;
         self.dir
@@ -42,7 +42,7 @@ impl Bench {
 
 impl Node {
     /// Waits until it is attached to another relay than before; what that one has pending.
-    async fn attached_again(&mut self) -> Vec<(String, String)> {
+    pub(super) async fn attached_again(&mut self) -> Vec<(String, String)> {
         loop {
             match self.event().await {
                 Event::Attached { pending, .. } => return pending,
@@ -154,7 +154,7 @@ async fn what_is_joined_stays_and_everything_else_moves() {
     let mut early = [0; 5];
     within(held.read_exact(&mut early)).await.expect("read");
     assert_eq!(&early, b"early");
-    assert_eq!(node.held_until("s1", |h| h.agent_connections == 2).await.mode, "raw");
+    assert_eq!(node.held_until("s1", |h| h.agent_connections == 2).await.mode, "plain");
 
     // The old one ends with its last connection, and no shim is missed before all have gone.
     drop(joined);
@@ -246,7 +246,7 @@ async fn one_that_is_hurried_closes_what_stayed_in_time() {
 
 /// As far as a stranger gets in the new relay's part.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Until {
+pub(super) enum Until {
     Connected,
     Hello,
     Welcome,
@@ -256,7 +256,7 @@ enum Until {
 }
 
 /// Plays a new relay up to that step and is gone then, as by kill -9.
-async fn die_at(dir: &Path, until: Until) {
+pub(super) async fn die_at(dir: &Path, until: Until) {
     let mut stranger = Stranger::connect(&dir.join("relay.sock")).await;
     if until == Until::Connected {
         return;

@@ -8,7 +8,7 @@ use super::agent::noise;
 use super::*;
 
 /// Echoes on every stream. Its connections can be cut, and it can lose its sessions.
-struct SessionVm {
+pub(super) struct SessionVm {
     address: SocketAddr,
     tls: ClientTls,
     sessions: Arc<Mutex<Arc<Sessions>>>,
@@ -59,17 +59,17 @@ impl SessionVm {
         self.cut();
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.sessions.lock().expect("lock").count()
     }
 
-    async fn connect(&self, node: &Node, sandbox: &str, give_up: Duration) {
+    pub(super) async fn connect(&self, node: &Node, sandbox: &str, give_up: Duration) {
         let connect = node.client.connect(sandbox, self.address, Some(&self.tls), give_up);
         within(connect).await.expect("connect");
     }
 }
 
-async fn bench(edit: &[&str]) -> (Bench, Node, SessionVm) {
+pub(super) async fn bench(edit: &[&str]) -> (Bench, Node, SessionVm) {
     let (bench, vm) = (Bench::start().await, SessionVm::start().await);
     let node = bench.node().await;
     bench.open(&node, "s1", edit).await;
