@@ -138,46 +138,6 @@ fn a_users_ca_is_believed_at_its_time_only() {
 }
 
 #[tokio::test]
-async fn a_vm_knows_its_worker_whatever_the_clocks_say_and_a_users_client_at_its_time_only() {
-    for when in [SystemTime::now() + 365 * DAY, SystemTime::now() - 800 * DAY] {
-        let dir = TempDir::new().expect("dir");
-        let pki = Pki::open(dir.path(), &automatic(), when).expect("open");
-        let issued = pki.issue(VM, when).expect("issue");
-        let client = pki.client(VM).expect("TLS");
-        shake(&client, &server(&issued)).await.expect("the very key that the VM was told of");
-        let stranger = TempDir::new().expect("dir");
-        let stranger = Pki::open(stranger.path(), &automatic(), when).expect("open");
-        let stranger = stranger.client(VM).expect("TLS");
-        let stranger = ClientTls { ca_pem: client.ca_pem.clone(), ..stranger };
-        shake(&stranger, &server(&issued)).await.expect_err("another key of the same name");
-    }
-    // One that a CA vouches for is believed for as long as the CA says.
-    let dir = TempDir::new().expect("dir");
-    let issued = open(dir.path()).issue(VM, SystemTime::now()).expect("issue");
-    let client = open(dir.path()).client(VM).expect("TLS");
-    let key = KeyPair::generate().expect("key");
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.distinguished_name.push(DnType::CommonName, "users");
-    let ca = params.self_signed(&key).expect("CA");
-    let issuer = Issuer::from_params(&params, &key);
-    let own = KeyPair::generate().expect("key");
-    let old = |end| {
-        let mut params = CertificateParams::default();
-        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
-        params.not_after = end;
-        let made = params.signed_by(&own, &issuer).expect("leaf").pem();
-        let key = Secret::new(own.serialize_pem());
-        ClientTls { client_cert_pem: made, client_key_pem: key, ..client.clone() }
-    };
-    let users = ServerTls { client_ca_pem: ca.pem(), ..server(&issued) };
-    let day = time::Duration::days(1);
-    let now = time::OffsetDateTime::now_utc();
-    shake(&old(now + day), &users).await.expect("in time");
-    shake(&old(now - day), &users).await.expect_err("its time is over");
-}
-
-#[tokio::test]
 async fn a_client_signed_by_a_clock_that_was_ahead_is_signed_again() {
     let dir = TempDir::new().expect("dir");
     let ahead = SystemTime::now() + 365 * DAY;

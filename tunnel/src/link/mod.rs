@@ -10,7 +10,6 @@
 pub mod call;
 pub mod frame;
 pub mod gate;
-mod pinned;
 pub mod secret;
 pub mod session;
 pub mod tls;

@@ -21,7 +21,6 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use super::Secret;
-use super::pinned::Pinned;
 
 /// Why a TLS side cannot be set up. Names the setting or the part, never its content.
 #[derive(Debug, thiserror::Error)]
@@ -244,9 +243,10 @@ impl ServerTls {
             builder.with_no_client_auth()
         } else {
             let roots = Arc::new(anchors("tls-client-ca", &self.client_ca_pem)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider);
-            let verifier = verifier.build().map_err(|e| TlsError::Verifier(e.to_string()))?;
-            builder.with_client_cert_verifier(Arc::new(Pinned::new(verifier, roots)))
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            builder.with_client_cert_verifier(
+                verifier.build().map_err(|e| TlsError::Verifier(e.to_string()))?,
+            )
         };
         let mut config = builder.with_single_cert(
             certificates("tls-server-cert", &self.cert_pem)?,
