@@ -40,6 +40,22 @@ fn over(inner: &Inner) -> io::Error {
     }
 }
 
+/// What a reader gets where there are no bytes: it waits, or this is the end.
+fn no_bytes(inner: &mut Inner, id: u32, cx: &Context<'_>) -> Poll<io::Result<()>> {
+    match inner.machine.front(id) {
+        Front::End => {
+            inner.machine.took_end(id);
+            inner.settle();
+            Poll::Ready(Ok(()))
+        }
+        Front::Over => Poll::Ready(Err(over(inner))),
+        Front::Nothing | Front::Bytes(_) => {
+            wait_with(&mut inner.waiting.entry(id).or_default().read, cx);
+            Poll::Pending
+        }
+    }
+}
+
 impl Stream {
     pub(super) fn new(shared: Arc<Shared>, id: u32) -> Self {
         Self { shared, id, ended: false }
@@ -70,20 +86,12 @@ impl Stream {
             return Poll::Ready(Ok(None));
         }
         let mut inner = self.shared.lock();
-        match inner.machine.front(self.id) {
-            Front::Bytes(_) => Poll::Ready(Ok(Some(inner.machine.piece(self.id)))),
-            Front::Nothing => {
-                wait_with(&mut inner.waiting.entry(self.id).or_default().read, cx);
-                Poll::Pending
-            }
-            Front::Over => Poll::Ready(Err(over(&inner))),
-            Front::End => {
-                inner.machine.took_end(self.id);
-                inner.settle();
-                self.ended = true;
-                Poll::Ready(Ok(None))
-            }
+        if let Front::Bytes(_) = inner.machine.front(self.id) {
+            return Poll::Ready(Ok(Some(inner.machine.piece(self.id))));
         }
+        let end = no_bytes(&mut inner, self.id, cx);
+        self.ended = matches!(end, Poll::Ready(Ok(())));
+        end.map_ok(|()| None)
     }
 
     /// Takes `count` bytes of the front.
@@ -134,22 +142,21 @@ impl AsyncRead for Stream {
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        loop {
-            let mut inner = this.shared.lock();
-            if let Front::Bytes(bytes) = inner.machine.front(this.id) {
-                let count = bytes.len().min(buffer.remaining());
-                buffer.put_slice(bytes.get(..count).unwrap_or_default());
-                inner.machine.took(this.id, count);
-                inner.settle();
-                return Poll::Ready(Ok(()));
-            }
-            drop(inner);
-            // Bytes may have come between these two looks; a read that then brought none would be
-            // taken for the end of the stream.
-            if std::task::ready!(this.poll_front(cx))?.is_none() {
-                return Poll::Ready(Ok(()));
-            }
+        if this.ended {
+            return Poll::Ready(Ok(()));
         }
+        // Under one lock: bytes that come between a look and a wait would read as an end.
+        let mut inner = this.shared.lock();
+        if let Front::Bytes(bytes) = inner.machine.front(this.id) {
+            let count = bytes.len().min(buffer.remaining());
+            buffer.put_slice(bytes.get(..count).unwrap_or_default());
+            inner.machine.took(this.id, count);
+            inner.settle();
+            return Poll::Ready(Ok(()));
+        }
+        let end = no_bytes(&mut inner, this.id, cx);
+        this.ended = matches!(end, Poll::Ready(Ok(())));
+        end
     }
 }
 

@@ -103,6 +103,24 @@ async fn an_echo_of_megabytes_goes_on_over_twenty_cuts() {
     assert_eq!(link.peer().map(|about| about.build).as_deref(), Some("vm of the test"));
 }
 
+/// Bytes that came between the reader's look and its wait once read as an end of the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn bytes_that_come_while_a_reader_begins_to_wait_are_no_end() {
+    let (link, sessions) = (Link::worker("test", KEEP), sessions());
+    let _ends = connect(&link, &sessions);
+    link.joined().await.expect("joined");
+    let tasks = (0..3).map(|_| link.open().expect("open")).map(|mut stream| {
+        tokio::spawn(async move {
+            for n in 0..4000_u32 {
+                echo(&mut stream, &n.to_be_bytes()).await;
+            }
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.expect("every word comes back");
+    }
+}
+
 #[tokio::test]
 async fn another_certificate_does_not_get_the_session_and_does_not_disturb_it() {
     let (link, sessions) = (Link::worker("test", KEEP), sessions());
