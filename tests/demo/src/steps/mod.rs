@@ -1,6 +1,7 @@
 //! The steps of the demo, one file each. Every step looks for itself whether what it shows is true.
 
 mod control;
+mod cut;
 mod forge;
 mod reach;
 mod restart;
@@ -91,7 +92,7 @@ async fn each(course: &mut Course, world: &mut World) {
             }).await;
         )*};
     }
-    steps!(start reach control forge restart status);
+    steps!(start reach control forge cut restart status);
     if world.arguments.keep && course.is_well() {
         course.timeline.enter("keep");
         keep::stay(world).await;

@@ -20,18 +20,18 @@ use tokio::task::JoinHandle;
 use crate::timeline::Timeline;
 use crate::world::{Pod, World};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// Lines both ways before and after the kill.
-const ENOUGH: u64 = 50;
+pub(super) const ENOUGH: u64 = 50;
 /// Execs count in at most this many pods: of both kinds of shim.
-const COUNTED: usize = 4;
+pub(super) const COUNTED: usize = 4;
 /// Further pods, one of each kind.
 const LATE: u8 = 2;
 
 pub(super) async fn run(world: &mut World) -> anyhow::Result<String> {
     let mut counts = Vec::new();
     for pod in world.pods.iter().take(COUNTED) {
-        counts.push(Count::start(pod).await.with_context(|| pod.name.clone())?);
+        counts.push(Count::start(pod, "count").await.with_context(|| pod.name.clone())?);
     }
     all_reach(&counts, ENOUGH).await?;
     let mut tries = 0;
@@ -116,7 +116,7 @@ fn lines(counts: &[Count]) -> u64 {
     counts.iter().map(|c| c.seen.borrow().0 + c.seen.borrow().1).sum()
 }
 
-async fn all_reach(counts: &[Count], lines: u64) -> anyhow::Result<()> {
+pub(super) async fn all_reach(counts: &[Count], lines: u64) -> anyhow::Result<()> {
     let reach = || {
         let broken = counts.iter().any(|c| c.work.is_finished());
         let done = counts.iter().all(|c| c.least() >= lines);
@@ -132,7 +132,7 @@ async fn all_reach(counts: &[Count], lines: u64) -> anyhow::Result<()> {
 }
 
 /// An exec that counts both ways.
-struct Count {
+pub(super) struct Count {
     name: String,
     stop: watch::Sender<bool>,
     seen: watch::Receiver<(u64, u64)>,
@@ -140,8 +140,8 @@ struct Count {
 }
 
 impl Count {
-    async fn start(pod: &Pod) -> anyhow::Result<Self> {
-        let exec = pod.shim.exec_tool("count", &["count", "--interval", "5"]).await?;
+    pub(super) async fn start(pod: &Pod, id: &str) -> anyhow::Result<Self> {
+        let exec = pod.shim.exec_tool(id, &["count", "--interval", "5"]).await?;
         let (stop, stopped) = watch::channel(false);
         let (tell, seen) = watch::channel((0, 0));
         let work = tokio::spawn(pump(exec, stopped, tell));
@@ -149,12 +149,12 @@ impl Count {
     }
 
     /// The smaller of both counts.
-    fn least(&self) -> u64 {
+    pub(super) fn least(&self) -> u64 {
         let (numbers, echoes) = *self.seen.borrow();
         numbers.min(echoes)
     }
 
-    async fn finish(self, timeline: &Timeline) -> anyhow::Result<u64> {
+    pub(super) async fn finish(self, timeline: &Timeline) -> anyhow::Result<u64> {
         self.stop.send_replace(true);
         let checker = self.work.await.context("the exec's pump panicked")?;
         let checker = checker.with_context(|| self.name.clone())?;
