@@ -179,8 +179,8 @@ async fn a_running_pod_whose_record_cannot_be_believed_goes_on_until_it_is_stopp
     bed.lab.network().remove_pod(&net).unwrap();
     // Now it is: the sweep finds the VM that no record knows. What the worker's filter still has of
     // it goes with the next start of a node process.
-    let swept = || async { Ok(bed.vm_dir().is_err().then_some(())) };
-    wait_for("the VM to be swept", PATIENCE, swept).await.unwrap();
+    let swept = || async { Ok((metric(&bed, "sweep_deleted_total").await? >= 1.0).then_some(())) };
+    wait_for("the VM to be swept, to the end", PATIENCE, swept).await.unwrap();
     bed.daemon.kill_node().await.unwrap();
     bed.daemon.start_node(None).await.unwrap();
     bed.daemon.ready().await.unwrap();
@@ -188,15 +188,17 @@ async fn a_running_pod_whose_record_cannot_be_believed_goes_on_until_it_is_stopp
 }
 
 async fn two_sweeps(bed: &Bed) {
-    let count = || async {
-        let (_, text) = bed.daemon.get("/metrics").await?;
-        let line = text.lines().find(|l| l.starts_with("kata_") && l.contains("sweeps_total"));
-        let number = line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
-        Ok::<_, anyhow::Error>(number.unwrap_or(0.0))
-    };
+    let count = || metric(bed, "sweeps_total");
     let before = count().await.unwrap();
     let later = || async { Ok((count().await? >= before + 2.0).then_some(())) };
     wait_for("two sweeps", PATIENCE, later).await.unwrap();
+}
+
+/// The first counter of that name; 0 where there is none yet.
+async fn metric(bed: &Bed, name: &str) -> anyhow::Result<f64> {
+    let (_, text) = bed.daemon.get("/metrics").await?;
+    let line = text.lines().find(|l| l.starts_with("kata_") && l.contains(name));
+    Ok(line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0))
 }
 
 #[tokio::test(flavor = "multi_thread")]
