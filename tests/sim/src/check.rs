@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use peerpod_providers::{Candidate, VmSpec};
+use peerpod_providers::{Candidate, VmRef, VmSpec};
 use peerpod_tunnel::network::Tunnel;
 use peerpodd::hypervisor::Failure;
 use peerpodd::pod::phase::Phase;
@@ -71,6 +71,31 @@ pub(crate) fn effect(cloud: &Cloud, sandbox: &str, what: &str) {
 pub(crate) fn ends(core: &Core, sandbox: &str, what: &str) {
     if core.is_promised(sandbox) {
         core.breach("R2", format!("{sandbox} runs and has no reason to end, but {what}"));
+    }
+}
+
+/// A record goes: the cloud must have said that nothing is left of its VM.
+pub(crate) fn forgotten(cloud: &Cloud, sandbox: &str) {
+    let state = lock(&cloud.state);
+    let machines = state.machines.live_of(sandbox).len();
+    let of = |r: &&crate::machines::Part| r.resource.vm.sandbox == sandbox;
+    let parts = state.machines.parts.iter().filter(of).count();
+    if machines + parts > 0 && !state.told_gone.contains(sandbox) {
+        let what =
+            format!("the record of {sandbox} goes, {machines} VMs and {parts} parts are there");
+        cloud.core.breach("I1", format!("{what}, and nobody was told that they had gone"));
+    }
+}
+
+/// A delete is sent: what is in no record must be as old as the grace.
+pub(crate) fn swept(cloud: &Cloud, vm: &VmRef) {
+    let known = cloud.store.sandboxes().contains(&vm.sandbox);
+    let state = lock(&cloud.state);
+    let live = state.machines.live_of(&vm.sandbox);
+    let young = live.first().filter(|m| m.made.elapsed() < Duration::from_secs(GRACE));
+    if let (false, Some(machine)) = (known || cloud.core.is_clock_wrong(), young) {
+        let (id, age) = (&machine.id, machine.made.elapsed());
+        cloud.core.breach("I1", format!("{id} is in no record and swept after {age:?} already"));
     }
 }
 

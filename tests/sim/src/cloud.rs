@@ -6,7 +6,7 @@
 //!          ◀── reply, error, nothing ──┘                       └▶ checks: I2, I4, I6, write-ahead
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub(crate) struct State {
     /// Before that time the same call must not be repeated.
     hints: BTreeMap<(&'static str, String), Instant>,
     under_way: u32,
+    /// Sandboxes of which somebody was told that nothing is left.
+    pub(crate) told_gone: BTreeSet<String>,
     pub(crate) calls: BTreeMap<&'static str, u64>,
 }
 
@@ -328,6 +330,7 @@ impl Cloud {
             return Ok(Deletion::Accepted);
         }
         if self.is_young(&vm) && core.fires(Fault::DeleteNotFound, sandbox) {
+            lock(&self.state).told_gone.insert(vm.sandbox.clone());
             return Ok(Deletion::Gone);
         }
         if core.fires(Fault::DeleteLate, sandbox) {
@@ -344,7 +347,11 @@ impl Cloud {
             core.pass_ms("time-out", 1000, 30_000).await;
             return fails(Kind::Unavailable, "the reply is lost");
         }
-        Ok(if left { Deletion::Accepted } else { Deletion::Gone })
+        if left {
+            return Ok(Deletion::Accepted);
+        }
+        lock(&self.state).told_gone.insert(vm.sandbox.clone());
+        Ok(Deletion::Gone)
     }
 
     fn is_young(&self, vm: &VmRef) -> bool {
@@ -490,6 +497,7 @@ impl Provider for Client {
     async fn delete(&self, vm: &VmRef) -> Result<Deletion, Error> {
         self.process.reach("delete.before").await;
         check::ends(&self.cloud.core, &vm.sandbox, "its VM is deleted");
+        check::swept(&self.cloud, vm);
         let request = Arc::clone(&self.cloud).delete(vm.clone());
         self.send("delete", vm.name.to_string(), request).await
     }

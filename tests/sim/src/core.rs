@@ -112,6 +112,10 @@ impl Core {
         self.offset.store(offset_ms, Ordering::Relaxed);
     }
 
+    pub(crate) fn is_clock_wrong(&self) -> bool {
+        self.offset.load(Ordering::Relaxed) != 0
+    }
+
     pub(crate) fn trace(&self, line: impl AsRef<str>) {
         let at = self.elapsed();
         let line = format!("{:>9}.{:03} {}", at.as_secs(), at.subsec_millis(), line.as_ref());

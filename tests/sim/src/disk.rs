@@ -15,6 +15,8 @@ use async_trait::async_trait;
 use peerpodd::pod::record::files::{Files, Node};
 use peerpodd::pod::record::{Disk, Loaded, Record, RecordError, Records};
 
+use crate::check;
+use crate::cloud::Cloud;
 use crate::core::{Core, lock, seconds};
 use crate::dice::Fault;
 use crate::process::Process;
@@ -353,14 +355,16 @@ impl Files for Mount {
 pub(crate) struct Slow {
     disk: Disk<Mount>,
     store: Arc<Store>,
+    cloud: Arc<Cloud>,
     process: Arc<Process>,
 }
 
 impl Slow {
-    pub(crate) fn open(store: &Arc<Store>, process: &Arc<Process>) -> Result<Self, RecordError> {
+    pub(crate) fn open(cloud: &Arc<Cloud>, process: &Arc<Process>) -> Result<Self, RecordError> {
+        let (store, cloud) = (&cloud.store, Arc::clone(cloud));
         let mount = Mount { store: Arc::clone(store), process: Arc::clone(process) };
         let disk = Disk::open_on(mount, Path::new(STATE))?;
-        Ok(Self { disk, store: Arc::clone(store), process: Arc::clone(process) })
+        Ok(Self { disk, store: Arc::clone(store), cloud, process: Arc::clone(process) })
     }
 
     async fn takes_time(&self, sandbox: &str) {
@@ -404,6 +408,7 @@ impl Records for Slow {
 
     async fn remove(&self, sandbox: &str) -> Result<(), RecordError> {
         self.process.reach("remove.before").await;
+        check::forgotten(&self.cloud, sandbox);
         self.takes_time(sandbox).await;
         let removed = self.disk.remove(sandbox).await;
         self.store.core.trace(format!("{} remove {sandbox}: {}", self.process.id, removed.is_ok()));

@@ -172,7 +172,7 @@ impl Site {
 
     /// Ends by itself only when it cannot come up.
     async fn serve(self: &Arc<Self>, process: &Arc<Process>) {
-        let records = match Slow::open(&self.store, process) {
+        let records = match Slow::open(&self.cloud, process) {
             Ok(records) => records,
             Err(error) => return self.core.trace(format!("daemon {}: {error}", process.id)),
         };
