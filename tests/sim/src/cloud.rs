@@ -10,11 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use peerpod_providers::{
-    Candidate, Deletion, Error, Kind, Provider, Report, Resource, Vm, VmRef, VmSpec,
-};
-use tokio::sync::oneshot;
+use peerpod_providers::{Candidate, Deletion, Kind, Resource, Vm, VmRef, VmSpec};
 use tokio::time::{Instant, sleep};
 
 use crate::check;
@@ -22,7 +18,6 @@ use crate::core::{Core, lock, seconds};
 use crate::dice::Fault;
 use crate::disk::Store;
 use crate::machines::{Machine, Machines, Mood, foreigners, is_ours};
-use crate::process::Process;
 
 /// Longest time after which a create or delete that timed out takes effect.
 const LATE: u64 = 90_000;
@@ -46,15 +41,15 @@ pub(crate) struct State {
     closed: Option<(Instant, Kind)>,
     /// Before that time the same call must not be repeated.
     hints: BTreeMap<(&'static str, String), Instant>,
-    under_way: u32,
+    pub(crate) under_way: u32,
     /// Sandboxes of which somebody was told that nothing is left.
     pub(crate) told_gone: BTreeSet<String>,
     pub(crate) calls: BTreeMap<&'static str, u64>,
 }
 
-type Reply<T> = Result<T, (Kind, String)>;
+pub(crate) type Reply<T> = Result<T, (Kind, String)>;
 
-fn fails<T>(kind: Kind, what: &str) -> Reply<T> {
+pub(crate) fn fails<T>(kind: Kind, what: &str) -> Reply<T> {
     Err((kind, what.to_owned()))
 }
 
@@ -217,7 +212,7 @@ impl Cloud {
         Ok(made.as_vm())
     }
 
-    async fn create(self: Arc<Self>, spec: VmSpec, candidate: Candidate) -> Reply<Vm> {
+    pub(crate) async fn create(self: Arc<Self>, spec: VmSpec, candidate: Candidate) -> Reply<Vm> {
         let (core, sandbox) = (&self.core, spec.sandbox.as_str());
         core.pass_ms("create-request", 5, 60).await;
         if let Some(kind) = self.begin("create", sandbox) {
@@ -310,7 +305,7 @@ impl Cloud {
         if there { Ok(made) } else { fails(Kind::Unavailable, "it has gone before it started") }
     }
 
-    async fn delete(self: Arc<Self>, vm: VmRef) -> Reply<Deletion> {
+    pub(crate) async fn delete(self: Arc<Self>, vm: VmRef) -> Reply<Deletion> {
         let (core, sandbox) = (&self.core, vm.sandbox.as_str());
         core.pass_ms("delete-request", 5, 60).await;
         if let Some(kind) = self.begin("delete", sandbox) {
@@ -369,7 +364,7 @@ impl Cloud {
         left
     }
 
-    async fn list(self: Arc<Self>) -> Reply<Vec<Resource>> {
+    pub(crate) async fn list(self: Arc<Self>) -> Reply<Vec<Resource>> {
         let core = &self.core;
         core.pass_ms("list-request", 5, 200).await;
         if let Some(kind) = self.begin("list", "") {
@@ -423,87 +418,5 @@ fn candidate() -> Candidate {
         instance_type: "large".to_owned(),
         zone: None,
         market: peerpod_providers::Market::OnDemand,
-    }
-}
-
-/// The cloud as one daemon calls it.
-#[derive(Debug)]
-pub(crate) struct Client {
-    pub(crate) cloud: Arc<Cloud>,
-    pub(crate) process: Arc<Process>,
-}
-
-impl Client {
-    /// Sends a request, which goes on without us, and waits for its reply.
-    async fn send<T: Send + 'static>(
-        &self,
-        operation: &'static str,
-        what: String,
-        request: impl Future<Output = Reply<T>> + Send + 'static,
-    ) -> Result<T, Error> {
-        let (process, core) = (&self.process, &self.cloud.core);
-        core.trace(format!("{} {operation} {what}", process.id));
-        let (tell, reply) = oneshot::channel();
-        tokio::spawn(async move {
-            let _ = tell.send(request.await);
-        });
-        process.reach(&format!("{operation}.sent")).await;
-        let reply = reply.await.unwrap_or_else(|_| fails(Kind::Unavailable, "gone"));
-        let shown = reply.as_ref().map_or_else(|e| format!("{e:?}"), |_| "ok".to_owned());
-        core.trace(format!("{} {operation} {what}: {shown}", process.id));
-        process.reach(&format!("{operation}.after")).await;
-        reply.map_err(|(kind, message)| Error::new("sim", operation, kind, message))
-    }
-}
-
-impl std::fmt::Display for Client {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("sim")
-    }
-}
-
-/// A create that is under way, for the budget.
-struct UnderWay(Arc<Cloud>);
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        lock(&self.0.state).under_way -= 1;
-    }
-}
-
-#[async_trait]
-impl Provider for Client {
-    async fn check(&self) -> Result<Report, Error> {
-        Ok(Report::default())
-    }
-
-    async fn create(&self, spec: &VmSpec, candidate: &Candidate) -> Result<Vm, Error> {
-        self.process.reach("create.before").await;
-        check::create(&self.cloud, spec, candidate);
-        let under_way = {
-            let mut state = lock(&self.cloud.state);
-            state.under_way += 1;
-            state.under_way
-        };
-        let _ends = UnderWay(Arc::clone(&self.cloud));
-        if under_way > check::CREATES {
-            self.cloud.core.breach("I4", format!("{under_way} creates under way"));
-        }
-        let what = format!("{} at {}", spec.name, candidate.number);
-        let request = Arc::clone(&self.cloud).create(spec.clone(), candidate.clone());
-        self.send("create", what, request).await
-    }
-
-    async fn delete(&self, vm: &VmRef) -> Result<Deletion, Error> {
-        self.process.reach("delete.before").await;
-        check::ends(&self.cloud.core, &vm.sandbox, "its VM is deleted");
-        check::swept(&self.cloud, vm);
-        let request = Arc::clone(&self.cloud).delete(vm.clone());
-        self.send("delete", vm.name.to_string(), request).await
-    }
-
-    async fn list(&self) -> Result<Vec<Resource>, Error> {
-        self.process.reach("list.before").await;
-        self.send("list", String::new(), Arc::clone(&self.cloud).list()).await
     }
 }

@@ -12,6 +12,7 @@ mod kernel;
 mod machines;
 mod parts;
 mod process;
+mod provider;
 mod relay;
 mod run;
 mod shrink;

@@ -131,6 +131,9 @@ fn campaign(options: &Options, plans: &[Plan], what: &str) -> anyhow::Result<Exi
     });
     let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     let done = done.into_inner();
+    if sum.left > 0 {
+        println!("{} planned deaths did not come about", sum.left);
+    }
     let faults: u64 = sum.fired.values().sum();
     println!(
         "{done} {what}: {} failed; {faults} faults of {} kinds, {} virtual hours, {} trace lines, \
@@ -141,9 +144,6 @@ fn campaign(options: &Options, plans: &[Plan], what: &str) -> anyhow::Result<Exi
         sum.lines,
         begin.elapsed().as_secs_f64()
     );
-    if sum.left > 0 {
-        println!("{} planned deaths did not come about", sum.left);
-    }
     if let [plan] = plans {
         println!("seed {}: trace {:016x}", plan.seed, sum.digest);
     }

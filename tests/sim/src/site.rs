@@ -17,7 +17,7 @@ use peerpodd::relay::Event;
 use tokio::sync::mpsc;
 
 use crate::check::CREATES;
-use crate::cloud::{self, Cloud};
+use crate::cloud::Cloud;
 use crate::core::{Core, Signal, lock, seconds};
 use crate::dice::Fault;
 use crate::disk::{Slow, Store};
@@ -26,7 +26,7 @@ use crate::machines::{INSTALLATION, NODE};
 use crate::parts::{Chance, Counts, Plans, Wall};
 use crate::process::{Points, Process};
 use crate::relay::{self, Relay};
-use crate::{guest, machines};
+use crate::{guest, machines, provider};
 
 /// The sweep's, in seconds; shorter than the defaults, so that a run is short.
 pub(crate) const GRACE: u64 = 180;
@@ -101,7 +101,7 @@ impl Site {
     fn world(&self, process: &Arc<Process>, records: Slow) -> World {
         let (core, process) = (&self.core, Arc::clone(process));
         World {
-            provider: Arc::new(cloud::Client {
+            provider: Arc::new(provider::Client {
                 cloud: Arc::clone(&self.cloud),
                 process: Arc::clone(&process),
             }),

@@ -1,0 +1,65 @@
+# part: sim           the daemon in a simulated world: 1,000 seeds, and planted faults that must be found
+# 1,000 seeds find nothing in the tree as it is; in a copy of it each patch under tests/sim/faults is found.
+# tests/sim/README.md says how. PEERPODD_SIM_SEEDS is how many.
+sim_seeds=${PEERPODD_SIM_SEEDS:-1000}
+
+# Runs the simulation: a label for the results, then its arguments.
+sim_run() {
+    local label=$1; shift
+    if cargo run --quiet -p peerpod-sim -- "$@" >"$out/sim-$label.log" 2>&1; then
+        count ok "sim $label"; echo "ok      sim $label: $(tail -n 1 "$out/sim-$label.log")"
+        printf 'sim\t%s\tok\n' "$label" >>"$results"
+    else
+        tail -n 40 "$out/sim-$label.log"; count fail "sim $label"
+        printf 'sim\t%s\tFAILED\n' "$label" >>"$results"
+    fi
+}
+
+# A copy of the tree at one place; only what differs is written, so that only that is built anew.
+sim_copy() {
+    local file copy=$target/sim-faults
+    while IFS= read -r file; do
+        cmp --silent "$file" "$copy/$file" && continue
+        mkdir -p "$copy/$(dirname "$file")" && cp "$file" "$copy/$file"
+    done < <(git ls-files --cached --others --exclude-standard)
+}
+
+# The copy lies in no repository: else git would take the paths for the repository's own.
+sim_patch() { (cd "$target/sim-faults" && GIT_CEILING_DIRECTORIES=$target git apply "$@"); }
+
+sim_build() { (cd "$target/sim-faults" && CARGO_TARGET_DIR=$target cargo build --quiet -p peerpod-sim); }
+
+# Each patch must apply, build, and be found within the seeds.
+sim_faults() {
+    local patch name log
+    sim_copy
+    for patch in "$root"/tests/sim/faults/*.patch; do
+        name=$(basename "$patch" .patch) log=$out/sim-fault-$(basename "$patch" .patch).log
+        if ! sim_patch "$patch" 2>"$log"; then
+            cat "$log"; count fail "sim fault $name: the patch does not apply"; continue
+        fi
+        if sim_build >"$log" 2>&1; then
+            if "$target/debug/peerpod-sim" --seeds "$sim_seeds" --first >>"$log" 2>&1; then
+                count fail "sim fault $name: not found in $sim_seeds seeds"
+            elif grep -q '^seed .* breaks ' "$log"; then
+                count ok "sim fault $name"; echo "ok      found $name: $(grep -m 1 '^seed .* breaks ' "$log" | cut -c1-140)"
+            else
+                tail -n 20 "$log"; count fail "sim fault $name: the simulation itself failed"
+            fi
+        else
+            tail -n 20 "$log"; count fail "sim fault $name: the patched tree does not build"
+        fi
+        sim_patch --reverse "$patch"
+    done
+}
+
+part_sim() {
+    sim_run seeds --seeds "$sim_seeds"
+    sim_faults
+}
+
+# 10,000 seeds, and every pair of points at which the daemon can die.
+deep_sim() {
+    sim_run deep-seeds --seeds 10000
+    sim_run deep-pairs --pairs
+}
