@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
-use nix::libc::{ELOOP, O_NOFOLLOW};
+use nix::libc::{EIO, ELOOP, O_NOFOLLOW};
 use nix::sys::statfs::{FsType, OVERLAYFS_SUPER_MAGIC, TMPFS_MAGIC, statfs};
 
 use crate::crash::here;
@@ -83,8 +83,24 @@ pub enum StateDirError {
 impl StateDirError {
     /// Whether another setting would help, so that trying again does not.
     pub fn is_setting(&self) -> bool {
-        !matches!(self, Self::Held { .. })
+        match self {
+            Self::Held { .. } => false,
+            Self::Write { source, .. } | Self::Lock { source, .. } => !may_pass(source),
+            _ => true,
+        }
     }
+}
+
+/// A disk that is full, fails, or was made read-only after a failure. Whoever gave up for that would
+/// take the relay, and so all pods, along.
+fn may_pass(error: &io::Error) -> bool {
+    is_full(error)
+        || error.kind() == io::ErrorKind::ReadOnlyFilesystem
+        || error.raw_os_error() == Some(EIO)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A state directory that can be used and is ours until this value is dropped.
@@ -103,7 +119,15 @@ impl StateDir {
     pub fn open(path: &Path, allow_volatile: bool) -> Result<Self, StateDirError> {
         make(path)?;
         let volatile = volatile(path, allow_volatile)?;
-        probe(path).map_err(|source| StateDirError::Write { path: path.to_owned(), source })?;
+        match probe(path) {
+            // What is there can be read, and pods can be stopped, which makes room.
+            Err(e) if is_full(&e) => {
+                tracing::warn!(path = %path.display(), "the state directory is full: no new pods");
+            }
+            probed => {
+                probed.map_err(|source| StateDirError::Write { path: path.to_owned(), source })?
+            }
+        }
         here!(StateLockBefore);
         let lock = lock(path)?;
         here!(StateLockAfter);
@@ -160,9 +184,9 @@ fn probe(path: &Path) -> io::Result<()> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&name)?;
-    file.write_all(b"peerpodd\n")?;
-    file.sync_all()?;
-    std::fs::remove_file(&name)
+    let written = file.write_all(b"peerpodd\n").and_then(|()| file.sync_all());
+    std::fs::remove_file(&name)?;
+    written
 }
 
 fn open_lock(path: &Path) -> Result<File, StateDirError> {
@@ -187,8 +211,11 @@ fn lock(dir: &Path) -> Result<Flock<File>, StateDirError> {
         return Err(StateDirError::NoLocks(dir.to_owned()));
     }
     lock.set_len(0).and_then(|()| lock.rewind()).map_err(failed)?;
-    writeln!(lock, "{}", std::process::id()).map_err(failed)?;
-    Ok(lock)
+    match writeln!(lock, "{}", std::process::id()) {
+        // Only people read it.
+        Err(e) if !is_full(&e) => Err(failed(e)),
+        _ => Ok(lock),
+    }
 }
 
 /// "Too many levels of symbolic links" is how the kernel says that there is one.
@@ -265,5 +292,17 @@ mod tests {
         assert_eq!(judge(OVERLAYFS_SUPER_MAGIC, true), Ok(Some("overlay")));
         assert_eq!(judge(TMPFS_MAGIC, false), Ok(Some("tmpfs")));
         assert_eq!(judge(nix::sys::statfs::EXT4_SUPER_MAGIC, false), Ok(None));
+    }
+
+    #[test]
+    fn a_disk_that_may_be_well_again_is_no_bad_setting() {
+        let error = |code| StateDirError::Write {
+            path: PathBuf::from("/var/lib/peerpod"),
+            source: io::Error::from_raw_os_error(code),
+        };
+        for code in [EIO, nix::libc::ENOSPC, nix::libc::EDQUOT, nix::libc::EROFS] {
+            assert!(!error(code).is_setting(), "{}", error(code));
+        }
+        assert!(error(nix::libc::EACCES).is_setting());
     }
 }
