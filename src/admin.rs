@@ -145,6 +145,12 @@ pub struct LinkStatus {
     pub target: String,
     /// Connections of the shim that are in use.
     pub connections: u32,
+    /// Those of them that an older relay holds until they end.
+    #[serde(default)]
+    pub elsewhere: u32,
+    /// `plain`, `peerpod-link/1`, or empty while there is none.
+    #[serde(default)]
+    pub mode: String,
     /// Bytes carried.
     pub bytes_to_vm: u64,
     /// Bytes carried.
@@ -237,6 +243,8 @@ async fn status(State(pages): State<Pages>) -> Response {
             state: held.state.clone(),
             target: held.target.clone(),
             connections: held.agent_connections,
+            elsewhere: held.elsewhere.iter().map(|older| older.connections).sum(),
+            mode: held.mode.clone(),
             bytes_to_vm: held.bytes_to_vm,
             bytes_to_shim: held.bytes_to_shim,
         };

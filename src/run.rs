@@ -9,8 +9,8 @@
 //!
 //! Both are led in process groups of their own, so that a Ctrl-C in a terminal reaches only this
 //! process. Neither dies with it: if it is killed, the pods live on with the relay, and the next
-//! `run` takes that relay over by watching it, whatever its build, since replacing it would end the
-//! pods. A node process that outlived its parent is ended and started anew, which pods do not notice.
+//! `run` adopts that relay by watching it. One of another build is replaced: ours takes over from it,
+//! and it ends with the last connection that cannot move. A node process that outlived its parent is ended and started anew, which pods do not notice.
 
 mod part;
 mod process;

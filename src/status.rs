@@ -243,7 +243,12 @@ fn details(pod: &PodStatus, report: &Report, now_ms: u64) -> String {
     if let Some(link) = report.links.get(&pod.sandbox) {
         let to = if link.target.is_empty() { "nowhere yet" } else { &link.target };
         let bytes = format!("{} B to the VM, {} B back", link.bytes_to_vm, link.bytes_to_shim);
-        line("link", format!("{} to {to}, {} in use, {bytes}", link.state, link.connections));
+        let older = match link.elsewhere {
+            0 => String::new(),
+            n => format!(" ({n} at an older relay until they end)"),
+        };
+        let (state, mode, count) = (&link.state, &link.mode, link.connections);
+        line("link", format!("{state} to {to} {mode}, {count} in use{older}, {bytes}"));
     }
     line("last error", pod.last_error.clone().unwrap_or_default());
     if !pod.timeline.is_empty() {

@@ -8,6 +8,8 @@
 //! ```
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,6 +26,8 @@ const SERVED: Duration = Duration::from_millis(250);
 const MISSED: Duration = Duration::from_millis(500);
 /// A child that lived that long was well; it is started anew at once.
 const WELL: Duration = Duration::from_secs(10);
+/// How often a relay of another build is asked to hand over before it is adopted as it is.
+const HAND_OVERS: u32 = 3;
 /// Exit code of a child that says a setting cannot be used.
 const BAD_SETTING: i32 = 2;
 
@@ -61,6 +65,10 @@ pub(super) struct Part {
     socket: PathBuf,
     children: Children,
     patience: Duration,
+    /// How often it was begun where one was running.
+    tries: AtomicU32,
+    /// Relays of another build that ours has replaced: each ends with its last connection.
+    replaced: Mutex<Vec<Process>>,
 }
 
 impl Part {
@@ -71,7 +79,8 @@ impl Part {
         children: Children,
         patience: Duration,
     ) -> Self {
-        Self { role, socket, children, patience }
+        let (tries, replaced) = (AtomicU32::new(0), Mutex::default());
+        Self { role, socket, children, patience, tries, replaced }
     }
 
     /// Ends a process that an earlier parent left behind.
@@ -97,6 +106,9 @@ impl Part {
                     order = ordered(&mut orders) => {
                         if order == Order::End || process.is_ours() {
                             process.end(self.patience).await;
+                        }
+                        if order == Order::End {
+                            self.end_replaced().await;
                         }
                         return;
                     }
@@ -124,14 +136,32 @@ impl Part {
         }
     }
 
-    /// A relay that lives is taken over; a node process is always started.
+    /// They have been told by ours already, and have had their time.
+    async fn end_replaced(&self) {
+        let all = {
+            let mut all = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *all)
+        };
+        for mut one in all {
+            one.end(self.patience).await;
+        }
+    }
+
+    /// A relay that lives is adopted, or replaced if it is of another build and can hand over; a node
+    /// process is always started.
     async fn begin(&self) -> Result<Process, ProcessError> {
         if self.role == "relay"
             && let Some(process) = Process::find(&self.socket).await?
         {
-            tracing::info!(part = self.role, pid = process.pid(), "taking over the one that runs");
-            super::process::compare_builds(&self.socket).await;
-            return Ok(process);
+            let tries = self.tries.fetch_add(1, Ordering::Relaxed);
+            let other = super::process::hands_over(&self.socket).await;
+            if !other || tries >= HAND_OVERS {
+                let pid = process.pid();
+                tracing::info!(part = self.role, pid, other, "adopting the one that runs");
+                return Ok(process);
+            }
+            tracing::info!(part = self.role, pid = process.pid(), "ours is to take its place");
+            self.replaced.lock().unwrap_or_else(PoisonError::into_inner).push(process);
         }
         let process = Process::start(&self.children, self.role)?;
         tracing::info!(part = self.role, pid = process.pid(), "started");

@@ -227,8 +227,8 @@ impl Process {
     }
 }
 
-/// Says when the relay that was taken over is of another build: it goes on all the same.
-pub(super) async fn compare_builds(socket: &Path) {
+/// Whether the relay that serves is of another build and hands over to ours.
+pub(super) async fn hands_over(socket: &Path) -> bool {
     let path = socket.to_owned();
     let connector = tower::service_fn(move |_: Uri| {
         let path = path.clone();
@@ -242,21 +242,22 @@ pub(super) async fn compare_builds(socket: &Path) {
             RelayClient::new(channel).hello(hello).await?.into_inner(),
         )
     };
+    let ours = crate::cli::build();
     match tokio::time::timeout(HELLO, asking).await {
-        Ok(Ok(reply)) if reply.api != API => tracing::error!(
-            relay = reply.api,
-            ours = API,
-            "the relay speaks another version of the API: replace it when no pod runs here"
-        ),
-        Ok(Ok(reply)) if reply.build != crate::cli::build() => {
-            tracing::warn!(
-                relay = reply.build,
-                ours = crate::cli::build(),
-                "relay of another build"
-            );
+        Ok(Ok(reply)) if reply.build == ours => false,
+        Ok(Ok(reply)) => {
+            let (relay, can) = (reply.build, reply.hands_over != 0);
+            tracing::warn!(relay, ours, hands_over = can, "a relay of another build");
+            can
         }
-        Ok(Ok(_)) => {}
-        Ok(Err(e)) => tracing::warn!(error = %e, "the relay does not say who it is"),
-        Err(_) => tracing::warn!(within = ?HELLO, "the relay does not say who it is"),
+        // It may speak another version of the API and hand over all the same.
+        Ok(Err(e)) => {
+            tracing::warn!(error = %e, "the relay does not say who it is; asking it to hand over");
+            true
+        }
+        Err(_) => {
+            tracing::warn!(within = ?HELLO, "the relay does not say who it is");
+            false
+        }
     }
 }

@@ -21,6 +21,8 @@ fn report() -> Report {
     let link = LinkStatus {
         state: "connected".to_owned(),
         target: "10.0.0.2:15150".to_owned(),
+        elsewhere: 1,
+        mode: "plain".to_owned(),
         ..LinkStatus::default()
     };
     Report {

@@ -11,8 +11,8 @@ next_version() {
 
 part_restart() {
     next_version && binaries || { count fail "restart: build"; return; }
-    cargo_test restart -p peerpod-it --features restart --test restart --test restart_load --test upgrade
-    grep -hE '^restart: ' "$out/restart.log"
+    cargo_test restart -p peerpod-it --features restart --test restart --test restart_load --test upgrade --test handover
+    grep -hE '^(restart|handover): ' "$out/restart.log"
 }
 
 # 50 kills of the node process under 50 pods. Only `tests/run deep`.

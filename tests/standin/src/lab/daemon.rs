@@ -332,6 +332,22 @@ impl Daemon {
         Ok(())
     }
 
+    /// Starts another relay beside the one that lives ([`Mode::Separate`]), which is given back: it
+    /// hands over and ends by itself.
+    ///
+    /// # Errors
+    /// When it cannot be started, or when none lives.
+    pub async fn succeed_relay(&mut self) -> anyhow::Result<Child> {
+        ensure!(self.options.mode == Mode::Separate, "the relay is a child of `peerpodd run`");
+        let new = self.start("relay").await?;
+        self.relay.replace(new).context("no relay lives")
+    }
+
+    /// Takes back a relay whose successor has died.
+    pub fn keep_relay(&mut self, relay: Child) {
+        self.relay = Some(relay);
+    }
+
     /// Waits until a node process other than `old` lives and says it is ready.
     ///
     /// # Errors
