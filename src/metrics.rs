@@ -6,12 +6,14 @@
 //! Counters change where things happen ([`Observer`], [`Counted`]); gauges are set from what there
 //! is when somebody asks ([`Metrics::render`]).
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use peerpod_providers::{
     Candidate, Deletion, Error, Provider, Report, Resource, Vm, VmRef, VmSpec,
 };
+use peerpod_tunnel::network::Counters as TunnelCounters;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -26,6 +28,7 @@ use crate::relay::{Held, Totals};
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter>;
 type Gauges<const N: usize> = Family<Labels<N>, Gauge>;
+type Drops = Family<[(&'static str, String); 2], Gauge>;
 type Times<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
 
 /// The phases a pod is listed in, so that a phase without pods reads 0 instead of nothing.
@@ -59,6 +62,9 @@ pub struct Metrics {
     sweeps: Counters<1>,
     sweep_found: Gauge,
     sweep_deleted: Counter,
+    tunnels_altered: Counters<1>,
+    tunnel_dropped: Drops,
+    tunnel_guarded: Gauge,
     relay: RelayMetrics,
 }
 
@@ -83,6 +89,8 @@ pub struct Now {
     pub relay: Option<Vec<Held>>,
     /// The relay's own counts.
     pub totals: Option<Totals>,
+    /// What tunnels have dropped, by sandbox, as of the last look at each.
+    pub tunnels: BTreeMap<String, TunnelCounters>,
 }
 
 impl Default for Metrics {
@@ -115,11 +123,15 @@ impl Metrics {
             sweeps: Family::default(),
             sweep_found: Gauge::default(),
             sweep_deleted: Counter::default(),
+            tunnels_altered: Family::default(),
+            tunnel_dropped: Family::default(),
+            tunnel_guarded: Gauge::default(),
             relay: RelayMetrics::default(),
         };
         metrics.register_product();
         metrics.register_pods();
         metrics.register_provider();
+        metrics.register_tunnels();
         metrics.register_relay();
         metrics
     }
@@ -186,6 +198,25 @@ impl Metrics {
         r.register("sweep_deleted", "Unknown VMs and parts deleted", self.sweep_deleted.clone());
     }
 
+    fn register_tunnels(&mut self) {
+        let r = self.registry.sub_registry_with_prefix("peerpodd");
+        r.register(
+            "tunnel_altered",
+            "Tunnels of running pods that somebody had altered, by how the repair ended",
+            self.tunnels_altered.clone(),
+        );
+        r.register(
+            "tunnel_dropped_packets",
+            "Packets of VMs dropped on the worker by reason, as of the last look at the tunnel",
+            self.tunnel_dropped.clone(),
+        );
+        r.register(
+            "tunnel_wrong_source_packets",
+            "Tunnel packets dropped since they came from no VM's address, of all pods",
+            self.tunnel_guarded.clone(),
+        );
+    }
+
     fn register_relay(&mut self) {
         let r = self.registry.sub_registry_with_prefix("peerpodd_relay");
         let m = &self.relay;
@@ -201,6 +232,7 @@ impl Metrics {
     /// All metrics in OpenMetrics text, gauges as of `now`.
     pub fn render(&self, now: &Now) -> String {
         self.set_pods(&now.pods);
+        self.set_tunnels(now);
         self.set_relay(now);
         let mut text = String::new();
         if encode(&mut text, &self.registry).is_err() {
@@ -224,6 +256,20 @@ impl Metrics {
         self.deletes_pending.set(count("deleting"));
         let vnis = pods.iter().filter(|p| p.vni != 0).count();
         self.vnis.set(i64::try_from(vnis).unwrap_or(i64::MAX));
+    }
+
+    fn set_tunnels(&self, now: &Now) {
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.tunnel_dropped.clear();
+        for (sandbox, counters) in &now.tunnels {
+            for (reason, counter) in counters.dropped.iter().filter(|(_, c)| c.packets > 0) {
+                let labels = [("sandbox", sandbox.clone()), ("reason", (*reason).to_owned())];
+                self.tunnel_dropped.get_or_create(&labels).set(gauge(counter.packets));
+            }
+        }
+        // Each look has read the count of all pods; it never falls while the filter stands.
+        let guarded = now.tunnels.values().map(|c| c.guarded.packets).max();
+        self.tunnel_guarded.set(gauge(guarded.unwrap_or_default()));
     }
 
     fn set_relay(&self, now: &Now) {
@@ -285,6 +331,11 @@ impl Observer for Metrics {
 
     fn pod_lost(&self, why: &'static str) {
         self.pods_lost.get_or_create(&[("why", why)]).inc();
+    }
+
+    fn tunnel_altered(&self, repaired: bool) {
+        let repair = if repaired { "ok" } else { "failed" };
+        self.tunnels_altered.get_or_create(&[("repair", repair)]).inc();
     }
 
     fn broken_records(&self, count: usize) {

@@ -31,7 +31,7 @@ use crate::metrics::{Counted, Metrics, Now};
 use crate::pki::Pki;
 use crate::plan::{PlanRules, UserDataLimit};
 use crate::pod::record::Disk;
-use crate::pod::world::{Chance, Host, Tcp, WallClock, World};
+use crate::pod::world::{Chance, Host, Seen, Tcp, WallClock, World};
 use crate::pods::{Options, Pods};
 use crate::relay::{Control, Event, RelayClient};
 use crate::request::RequestRules;
@@ -104,17 +104,19 @@ struct Live {
     socket: OnceLock<PathBuf>,
     pods: OnceLock<Arc<Pods>>,
     relay: OnceLock<Arc<RelayClient>>,
+    tunnels: Seen,
 }
 
 #[async_trait]
 impl Insight for Live {
     async fn now(&self) -> Now {
         let pods = self.pods.get().map(|pods| pods.snapshot()).unwrap_or_default();
-        let Some(relay) = self.relay.get() else { return Now { pods, ..Now::default() } };
+        let tunnels = self.tunnels.all();
+        let Some(relay) = self.relay.get() else { return Now { pods, tunnels, ..Now::default() } };
         let asked = async { (relay.list().await.ok(), relay.totals().await.ok()) };
         let asked = tokio::time::timeout(admin::ASK_RELAY, asked).await;
         let (relay, totals) = asked.unwrap_or_default();
-        Now { pods, relay, totals }
+        Now { pods, relay, totals, tunnels }
     }
 }
 
@@ -171,7 +173,7 @@ impl Node {
         let world = World {
             provider,
             relay: relay.clone(),
-            network: Arc::new(Host { inspect: self.inspect() }),
+            network: Arc::new(self.host()),
             records: Arc::new(records),
             guest: Arc::new(Tcp),
             planner,
@@ -252,12 +254,13 @@ impl Node {
         (relay, passed)
     }
 
-    fn inspect(&self) -> InspectSettings {
+    fn host(&self) -> Host {
         let tunnel = &self.settings.tunnel;
-        InspectSettings {
+        let inspect = InspectSettings {
             host_interface: tunnel.host_interface.clone(),
             pod_subnet_cidrs: tunnel.pod_subnets.clone(),
-        }
+        };
+        Host { inspect, policy: tunnel.policy.clone(), seen: self.live.tunnels.clone() }
     }
 
     /// Opens the keys. Nothing damaged is replaced.

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use peerpod_tunnel::link::tls::{Profile, TlsError};
+use peerpod_tunnel::network::Policy;
 
 use super::key::{Key, Spec};
 use super::resolve::Reader;
@@ -169,6 +170,10 @@ fn tunnel(r: &mut Reader<'_>) -> Tunnel {
         vxlan_min_id: u32::try_from(r.get(&t::VXLAN_MIN_ID)).unwrap_or(u32::MAX),
         host_interface: r.get(&t::HOST_INTERFACE),
         pod_subnets: r.get(&t::POD_SUBNET_CIDRS),
+        policy: Policy {
+            allow: r.get(&t::POD_NETWORK_ALLOW).into_iter().collect(),
+            block: r.get(&t::POD_NETWORK_BLOCK),
+        },
     }
 }
 

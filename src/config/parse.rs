@@ -1,10 +1,12 @@
 //! Reads the text of one setting. Every refusal is a sentence that goes on after "key = value: ".
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Component, PathBuf};
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use peerpod_tunnel::network::Liberty;
 use podvm::initdata::Initdata;
 use tracing_subscriber::EnvFilter;
 
@@ -121,6 +123,15 @@ pub(super) fn networks(text: &str) -> Result<Vec<IpNetwork>, String> {
         }
         part.parse().map_err(|_| format!("{part:?} is not a network such as 10.0.0.0/8"))
     };
+    list(text)?.into_iter().map(parse).collect()
+}
+
+pub(super) fn liberties(text: &str) -> Result<Vec<Liberty>, String> {
+    list(text)?.into_iter().map(|part| part.parse()).collect()
+}
+
+pub(super) fn addresses(text: &str) -> Result<Vec<IpAddr>, String> {
+    let parse = |part: String| part.parse().map_err(|_| format!("{part:?} is not an IP address"));
     list(text)?.into_iter().map(parse).collect()
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use peerpod_providers::settings::Values;
 use peerpod_tunnel::link::tls::Profile;
+use peerpod_tunnel::network::Policy;
 use podvm::initdata::Initdata;
 
 /// Everything `peerpodd node` runs by.
@@ -188,6 +189,8 @@ pub struct Tunnel {
     pub host_interface: Option<String>,
     /// Networks the pod reaches by its own gateway besides the routes it has.
     pub pod_subnets: Vec<IpNetwork>,
+    /// What pods may do on the worker's network.
+    pub policy: Policy,
 }
 
 /// The life of pods.

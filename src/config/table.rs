@@ -2,10 +2,12 @@
 //! printed from it; [`super::settings`] is built from it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use peerpod_tunnel::network::Liberty;
 use podvm::initdata::Initdata;
 
 use super::key::{Key, Origin, Shape, Spec};
@@ -91,6 +93,10 @@ settings! {
         "Interface of the worker that carries the tunnel; the primary one when empty.";
     POD_SUBNET_CIDRS: Vec<IpNetwork> = Upstream List "pod-subnet-cidrs" "POD_SUBNET_CIDRS" "" parse::networks,
         "Comma list of further networks the pod reaches by its own gateway.";
+    POD_NETWORK_ALLOW: Vec<Liberty> = Ours List "pod-network-allow" "PEERPODD_POD_NETWORK_ALLOW" "" parse::liberties,
+        "Comma list of what pods may do besides speaking from their own addresses: node, metadata, router, foreign.";
+    POD_NETWORK_BLOCK: Vec<IpAddr> = Ours List "pod-network-block" "PEERPODD_POD_NETWORK_BLOCK" "169.254.169.254,169.254.170.2,168.63.129.16,fd00:ec2::254,fd20:ce::254" parse::addresses,
+        "Comma list of addresses that no pod reaches unless metadata is allowed.";
     EXT_NETWORK: bool = Upstream Bool "ext-network-via-podvm" "EXTERNAL_NETWORK_VIA_PODVM" "false" parse::boolean,
         "Outside traffic leaves by the VM's second interface; only where the provider has one.";
 

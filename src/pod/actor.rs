@@ -29,9 +29,9 @@ use crate::request::PodRequest;
 
 /// A StopVM is answered after that time, whatever hangs; the Rust shim waits for one second.
 const LOCAL: Duration = Duration::from_millis(700);
-/// Between looks at a running pod's tunnel: a filter that somebody has taken away would let others
-/// in, and nothing else would tell.
-const VERIFY: Duration = Duration::from_secs(300);
+/// Between looks at a running pod's tunnel: a rule that somebody has altered would let others in, and
+/// nothing else would tell. (Where all of a filter is missing, nothing passes.)
+const VERIFY: Duration = Duration::from_secs(30);
 
 /// What others see of the record.
 pub(crate) type Seen = watch::Sender<Option<Arc<Record>>>;

@@ -24,7 +24,7 @@ use crate::request::PodRequest;
 
 mod real;
 
-pub use real::{Chance, Host, Planning, Tcp, WallClock};
+pub use real::{Chance, Host, Planning, Seen, Tcp, WallClock};
 
 /// The parts, put together in `app`.
 #[derive(Clone, Debug)]
@@ -275,6 +275,11 @@ pub trait Observer: Send + Sync + Debug {
     /// A running pod is over without StopVM: `shim`, `vm`, `boot`, `superseded`, `expired`, …
     fn pod_lost(&self, why: &'static str) {
         let _ = why;
+    }
+
+    /// A running pod's tunnel was not as it is to be; whether that was put right.
+    fn tunnel_altered(&self, repaired: bool) {
+        let _ = repaired;
     }
 
     /// Records that could not be read and were set aside or left alone: how many there are.

@@ -24,14 +24,26 @@ pub(crate) async fn tunnel(life: &Life, vm: &Vm) {
         let verify = life.common.world.network.verify(&tunnel);
         match life.common.observe("verify", verify).await.0 {
             Ok(wrong) if wrong.is_empty() => return,
-            Ok(wrong) => tracing::warn!(wrong = wrong.join("; "), "repairing the tunnel"),
+            Ok(wrong) => tell(life, &wrong.join("; ")),
             Err(_) => {}
         }
-        if life.attach(tunnel.clone()).await.is_ok() {
+        let repaired = life.attach(tunnel.clone()).await.is_ok();
+        life.common.world.observer.tunnel_altered(repaired);
+        if repaired {
             return;
         }
         sleep(AGAIN).await;
     }
+}
+
+/// Somebody has taken the tunnel or a filter of it apart: in the log, the timeline and the status.
+fn tell(life: &Life, wrong: &str) {
+    tracing::warn!(wrong, "the tunnel is not as it was made; making it again");
+    let now = life.common.world.clock.now_ms();
+    life.amend(|r| {
+        r.note(now, format!("tunnel altered: {wrong}"), None);
+        r.fail(format!("the tunnel was altered and is made again: {wrong}"));
+    });
 }
 
 /// Opens the socket and makes the link again, for a relay that holds them no more.

@@ -1,16 +1,17 @@
 //! The real parts of the world that belong to no crate of their own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use peerpod_providers::VmName;
 use peerpod_tunnel::link::call::Caller;
 use peerpod_tunnel::link::tls::ClientTls;
-use peerpod_tunnel::network::{self, InspectSettings, PodNetwork, Tunnel};
+use peerpod_tunnel::network::{self, Counters, InspectSettings, Look, PodNetwork, Policy, Tunnel};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -29,6 +30,29 @@ use crate::request::{self, PodRequest, RequestRules};
 pub struct Host {
     /// What an inspection is told.
     pub inspect: InspectSettings,
+    /// What pods may do.
+    pub policy: Policy,
+    /// What the last looks at the tunnels have counted.
+    pub seen: Seen,
+}
+
+/// What tunnels have carried and dropped, by sandbox, as of the last look at each. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Seen(Arc<Mutex<BTreeMap<String, Counters>>>);
+
+impl Seen {
+    /// All of it.
+    pub fn all(&self) -> BTreeMap<String, Counters> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep(&self, sandbox: &str, counters: Option<Counters>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match counters {
+            Some(counters) => all.insert(sandbox.to_owned(), counters),
+            None => all.remove(sandbox),
+        };
+    }
 }
 
 /// Once begun, the work is done to its end, also when the caller has gone meanwhile.
@@ -52,18 +76,25 @@ impl Network for Host {
     }
 
     async fn attach(&self, tunnel: &Tunnel) -> Result<(), NetworkError> {
-        let tunnel = tunnel.clone();
-        apart("attach", move || network::attach(&tunnel)).await
+        let (tunnel, policy) = (tunnel.clone(), self.policy.clone());
+        apart("attach", move || network::attach(&tunnel, &policy)).await
     }
 
     async fn detach(&self, tunnel: &Tunnel) -> Result<(), NetworkError> {
+        self.seen.keep(&tunnel.sandbox, None);
         let tunnel = tunnel.clone();
         apart("detach", move || network::detach(&tunnel)).await
     }
 
     async fn verify(&self, tunnel: &Tunnel) -> Result<Vec<String>, NetworkError> {
-        let tunnel = tunnel.clone();
-        apart("verify", move || network::verify(&tunnel)).await
+        let (sandbox, tunnel, policy) =
+            (tunnel.sandbox.clone(), tunnel.clone(), self.policy.clone());
+        let look = apart("verify", move || network::verify(&tunnel, &policy)).await?;
+        let Look { wrong, counters } = look;
+        if counters.is_some() {
+            self.seen.keep(&sandbox, counters);
+        }
+        Ok(wrong)
     }
 
     async fn clear_leftovers(&self, known: &BTreeSet<String>) -> Result<Vec<String>, NetworkError> {

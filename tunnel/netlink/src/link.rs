@@ -64,6 +64,8 @@ pub struct Link {
     pub kind: Option<String>,
     /// Tunnel values, for a VXLAN link.
     pub vxlan: Option<Vxlan>,
+    /// A VXLAN link whose senders can redirect it, or that leaves the outer checksum out.
+    pub lax: bool,
     /// The bridge it belongs to.
     pub master: Option<u32>,
     /// Packets received and sent.
@@ -363,6 +365,9 @@ fn read_info(infos: Vec<LinkInfo>, link: &mut Link) {
                         InfoVxlan::Group(a) => remote = Some(IpAddr::V4(a)),
                         InfoVxlan::Group6(a) => remote = Some(IpAddr::V6(a)),
                         InfoVxlan::Port(p) => port = Some(p),
+                        InfoVxlan::Learning(on) => link.lax |= on,
+                        InfoVxlan::UDPCsum(on) => link.lax |= !on,
+                        InfoVxlan::UDPZeroCsumRX(on) => link.lax |= on,
                         _ => {}
                     }
                 }

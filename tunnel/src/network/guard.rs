@@ -2,24 +2,35 @@
 //! VM's address sends is let in; and that passes without connection tracking.
 //!
 //! ```text
-//!   inet table peerpod     vnis: port . VNI          vms4, vms6: port . VNI . address
-//!     input       port . VNI . source in vms → accept;  else port . VNI in vnis → drop, counted
+//!   inet table peerpod     vnis: port . VNI     vms4, vms6: port . VNI . address     ports: port
+//!     input       port . VNI . source in vms → stamped, accept
+//!                 port . VNI in vnis, or a fragment for a port of ours → drop, counted
 //!     prerouting, output                 in vms → notrack
 //! ```
-//! The decision is taken at input, where fragments have been put together: at prerouting a first
-//! fragment too short to hold the VNI would slip through.
+//! The decision is taken at input, where fragments of IPv4 have been put together; those of IPv6 are
+//! not always, and of them only a first one that shows its VNI is let in.
+//!
+//! The stamp is the kernel's priority of the packet, which survives the VXLAN device. In the pod's
+//! namespace nothing without it goes on: where this table is taken away, the tunnel is shut, not open.
 
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use peerpod_netlink::Error;
 use peerpod_netlink::nft::expression::{Base, Compare, Meta, Rule, Verdict};
-use peerpod_netlink::nft::{Batch, Chain, Committed, Counter, Family, Hook, Nft, Set, Table};
+use peerpod_netlink::nft::{
+    Batch, Chain, Committed, Counter, Family, Hook, Nft, Set, Table, Whole,
+};
 
 const TABLE: Table<'static> = Table { family: Family::Inet, name: "peerpod" };
 const VNIS: &str = "vnis";
 const VMS4: &str = "vms4";
 const VMS6: &str = "vms6";
+const PORTS: &str = "ports";
+const SETS: [&str; 4] = [VNIS, VMS4, VMS6, PORTS];
+/// What the filter has let in; no program without privileges can give a packet such a priority.
+pub(super) const STAMP: u32 = u32::from_be_bytes(*b"peer");
+const FRAGMENT: u8 = 44;
 const UDP: u8 = 17;
 /// Making the table and taking the empty one away must not cross.
 static TABLE_LOCK: Mutex<()> = Mutex::new(());
@@ -60,19 +71,58 @@ fn full(key: Key, address: IpAddr) -> (&'static str, Vec<u8>) {
     }
 }
 
-/// Lets `source` speak for the key, and nobody else. There already is success.
+/// Lets `source` speak for the key, and nobody else; a table that somebody has altered is made anew in
+/// the same step, with all that others have in it. There already is success.
 pub(super) fn allow(key: Key, source: IpAddr, owner: &str) -> Result<(), Error> {
     let _one = TABLE_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
-    let (set, bytes) = full(key, source);
-    let add = |batch: Batch| {
-        batch.element(TABLE, VNIS, &key.bytes(), owner).element(TABLE, set, &bytes, owner)
-    };
+    let (mine, bytes) = full(key, source);
+    let mut batch = Batch::new();
+    let whole = whole();
     // Looking first: the kernel takes some 10 ms to undo a batch that fails.
-    if exists()? {
-        add(Batch::new()).send("let the VM in")
-    } else {
-        add(with_table(Batch::new())).send("make the source filter")
+    let there = exists()?;
+    let altered = there && !whole.compare()?.wrong.is_empty();
+    let others = if there { elements()? } else { Vec::new() };
+    if altered {
+        batch = batch.delete_table(TABLE);
     }
+    if altered || !there {
+        batch = whole.make(batch);
+        for (set, bytes, owner) in others.iter().filter(|(_, b, _)| Key::read(b) != Some(key)) {
+            batch = batch.element(TABLE, set, bytes, owner);
+        }
+        for port in others.iter().filter_map(|(_, b, _)| Some(Key::read(b)?.port)) {
+            batch = batch.element(TABLE, PORTS, &port_key(port), "");
+        }
+    } else {
+        // Nobody but `source`.
+        for (set, have, _) in &others {
+            if Key::read(have) == Some(key) && *set != VNIS && (*set != mine || *have != bytes) {
+                batch = batch.delete_element(TABLE, set, have);
+            }
+        }
+    }
+    batch
+        .element(TABLE, PORTS, &port_key(key.port), "")
+        .element(TABLE, VNIS, &key.bytes(), owner)
+        .element(TABLE, mine, &bytes, owner)
+        .send("let the VM in")
+}
+
+fn port_key(port: u16) -> [u8; 2] {
+    port.to_be_bytes()
+}
+
+/// An entry: the set, the bytes, the owner.
+type Entry = (&'static str, Vec<u8>, String);
+
+/// All entries that belong to a key.
+fn elements() -> Result<Vec<Entry>, Error> {
+    let mut all = Vec::new();
+    for set in [VNIS, VMS4, VMS6] {
+        let some = Nft::elements(TABLE, set)?;
+        all.extend(some.into_iter().map(|(bytes, owner)| (set, bytes, owner)));
+    }
+    Ok(all)
 }
 
 /// Takes back what [`allow`] gave for the key, whoever had it; the table goes with its last entry.
@@ -84,14 +134,12 @@ pub(super) fn revoke(key: Key) -> Result<Option<Committed>, Error> {
     }
     let mut batch = Batch::new();
     let (mut mine, mut others) = (false, false);
-    for set in [VMS4, VMS6, VNIS] {
-        for (bytes, _) in Nft::elements(TABLE, set)? {
-            if Key::read(&bytes) == Some(key) {
-                batch = batch.delete_element(TABLE, set, &bytes);
-                mine = true;
-            } else {
-                others |= set == VNIS;
-            }
+    for (set, bytes, _) in elements()? {
+        if Key::read(&bytes) == Some(key) {
+            batch = batch.delete_element(TABLE, set, &bytes);
+            mine = true;
+        } else {
+            others |= set == VNIS;
         }
     }
     match (mine, others) {
@@ -102,10 +150,24 @@ pub(super) fn revoke(key: Key) -> Result<Option<Committed>, Error> {
     .map(Some)
 }
 
+/// What is wrong with the filter for a key that exactly `source` may speak for; nothing is well.
+pub(super) fn look(key: Key, source: IpAddr) -> Result<Vec<String>, Error> {
+    let found = whole().compare()?;
+    let mut wrong: Vec<_> =
+        found.wrong.into_iter().map(|w| format!("the source filter: {w}")).collect();
+    if wrong.is_empty() && !allows(key, source)? {
+        wrong.push(format!("the source filter does not let {source} in alone"));
+    }
+    Ok(wrong)
+}
+
 /// Whether exactly `source` may speak for the key.
-pub(super) fn allows(key: Key, source: IpAddr) -> Result<bool, Error> {
+fn allows(key: Key, source: IpAddr) -> Result<bool, Error> {
     let (wanted, bytes) = full(key, source);
     let mut found = false;
+    if !Nft::elements(TABLE, VNIS)?.iter().any(|(have, _)| Key::read(have) == Some(key)) {
+        return Ok(false);
+    }
     for set in [VMS4, VMS6] {
         for (have, _) in Nft::elements(TABLE, set)? {
             if Key::read(&have) == Some(key) {
@@ -130,40 +192,48 @@ pub(super) fn dropped() -> Result<Counter, Error> {
     if !exists()? {
         return Ok(Counter::default());
     }
-    Ok(Nft::counters(TABLE, "input")?.last().copied().unwrap_or_default())
+    let counters = Nft::counters(TABLE, "input")?;
+    Ok(counters.into_iter().skip(ACCEPTING).fold(Counter::default(), Counter::plus))
 }
 
 fn exists() -> Result<bool, Error> {
     Ok(Nft::tables(Family::Inet)?.iter().any(|t| t == TABLE.name))
 }
 
-fn with_table(batch: Batch) -> Batch {
+/// Rules at the head of input that let in; the rest drops.
+const ACCEPTING: usize = 2;
+
+fn whole() -> Whole<'static> {
     let base = |name, hook| Chain { name, hook: Some((hook, -300)), drop_by_default: false };
-    let sets = [
-        Set { name: VNIS, key_length: 8 },
-        Set { name: VMS4, key_length: 12 },
-        Set { name: VMS6, key_length: 24 },
-    ];
-    let mut batch = batch.new_table(TABLE);
-    for set in sets {
-        batch = batch.set(TABLE, set);
-    }
-    batch = batch
-        .chain(TABLE, base("prerouting", Hook::Prerouting))
-        .chain(TABLE, base("output", Hook::Output))
-        .chain(TABLE, base("input", Hook::Input));
+    let set = |(name, key_length)| (Set { name, key_length, remembers: 0 }, None);
+    let mut rules = Vec::new();
     for (set, protocol, offset, length) in [(VMS4, 2, 12, 4), (VMS6, 10, 8, 16)] {
         let from = vni(protocol).payload(2, Base::Network, offset, length).lookup(0, set, false);
         let to = offset + length;
         let to = vni(protocol).payload(2, Base::Network, to, length).lookup(0, set, false);
-        batch = batch
-            .rule(TABLE, "prerouting", &from.clone().notrack())
-            .rule(TABLE, "output", &to.notrack())
-            .rule(TABLE, "input", &from.counter().verdict(Verdict::Accept));
+        rules.push(("prerouting", from.clone().notrack()));
+        rules.push(("output", to.notrack()));
+        rules.push(("input", from.counter().prioritise(STAMP).verdict(Verdict::Accept)));
     }
     let other = udp().payload(0, Base::Transport, 2, 2).payload(1, Base::Transport, 12, 3);
-    let other = other.lookup(0, VNIS, false).counter().verdict(Verdict::Drop);
-    batch.rule(TABLE, "input", &other)
+    let other = other.lookup(0, VNIS, false);
+    // The kernel makes no fragments of tunnel packets: what they carry is small enough.
+    let part = Rule::new().meta(0, Meta::NfProto).compare(0, Compare::Equal, &[10]);
+    let part = part.has_extension(FRAGMENT).meta(0, Meta::L4Protocol);
+    let part = part.compare(0, Compare::Equal, &[UDP]).payload(0, Base::Transport, 2, 2);
+    for drop in [other, part.lookup(0, PORTS, false)] {
+        rules.push(("input", drop.counter().verdict(Verdict::Drop)));
+    }
+    Whole {
+        table: TABLE,
+        sets: SETS.into_iter().zip([8, 12, 24, 2]).map(set).collect(),
+        chains: vec![
+            base("prerouting", Hook::Prerouting),
+            base("output", Hook::Output),
+            base("input", Hook::Input),
+        ],
+        rules,
+    }
 }
 
 fn udp() -> Rule {

@@ -14,6 +14,7 @@ mod guard;
 pub mod guest;
 mod inspect;
 mod pin;
+mod policy;
 mod vni;
 mod worker;
 
@@ -25,9 +26,12 @@ use peerpod_netlink::{Mac, Protocol, Scope};
 use serde::{Deserialize, Serialize};
 
 pub use inspect::{InspectError, InspectSettings, inspect};
+pub use pin::REASONS;
+pub use policy::{Liberty, METADATA, Policy};
 pub use vni::{MAX_VNI, VniError, kernel_vnis, pick_vni};
 pub use worker::{
-    Counters, Leftover, TunnelError, attach, counters, detach, leftovers, remove_leftover, verify,
+    Counters, Leftover, Look, TunnelError, attach, counters, detach, leftovers, remove_leftover,
+    verify,
 };
 
 /// Smallest packet that IPv6 may rely on; a tunnel that cannot carry it is refused.

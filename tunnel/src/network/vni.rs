@@ -33,16 +33,24 @@ pub fn kernel_vnis() -> Result<BTreeSet<u32>, VniError> {
     Ok(found)
 }
 
-/// An id in `min..=MAX_VNI` that is not in `taken`: the first free one after `start`, a random
-/// number.
+/// An id in `min..=MAX_VNI` that is not in `taken`, by a random number: every free one is as likely as
+/// any other.
 ///
 /// # Errors
 /// When all are taken.
-pub fn pick_vni(min: u32, taken: &BTreeSet<u32>, start: u32) -> Result<u32, VniError> {
+pub fn pick_vni(min: u32, taken: &BTreeSet<u32>, random: u32) -> Result<u32, VniError> {
     let min = min.clamp(1, MAX_VNI);
-    let range = MAX_VNI - min + 1;
-    let first = min + start % range;
-    (first..=MAX_VNI).chain(min..first).find(|v| !taken.contains(v)).ok_or(VniError::Exhausted(min))
+    let used: Vec<u32> = taken.range(min..=MAX_VNI).copied().collect();
+    let free = (MAX_VNI - min + 1) - u32::try_from(used.len()).unwrap_or(u32::MAX).min(MAX_VNI);
+    if free == 0 {
+        return Err(VniError::Exhausted(min));
+    }
+    // The n-th free one: one further for each used one that is not above it.
+    let mut vni = min + random % free;
+    for taken in used {
+        vni += u32::from(taken <= vni);
+    }
+    Ok(vni)
 }
 
 #[cfg(test)]
@@ -50,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn skips_what_is_taken_and_wraps() {
+    fn skips_what_is_taken_and_says_when_nothing_is_free() {
         let taken = BTreeSet::from([MAX_VNI, MAX_VNI - 2]);
         assert_eq!(pick_vni(MAX_VNI - 2, &taken, 2).expect("free"), MAX_VNI - 1);
         let all = BTreeSet::from([MAX_VNI, MAX_VNI - 1]);
@@ -63,5 +71,17 @@ mod tests {
             let vni = pick_vni(555_000, &BTreeSet::new(), start).expect("free");
             assert!((555_000..=MAX_VNI).contains(&vni));
         }
+    }
+
+    #[test]
+    fn every_free_one_is_as_likely_as_any_other() {
+        let min = MAX_VNI - 9;
+        let taken = BTreeSet::from([3, min, min + 1, min + 5]);
+        let mut drawn = std::collections::BTreeMap::new();
+        for random in 0..70 {
+            *drawn.entry(pick_vni(min, &taken, random).expect("free")).or_insert(0) += 1;
+        }
+        assert_eq!(drawn.len(), 7, "{drawn:?}");
+        assert!(drawn.iter().all(|(vni, n)| *n == 10 && !taken.contains(vni)), "{drawn:?}");
     }
 }

@@ -8,7 +8,9 @@ use peerpod_netlink::nft::{Committed, Counter};
 use peerpod_netlink::{Error, Handle, Link, Netns, Vxlan};
 
 use super::guard::{self, Key};
-use super::{Tunnel, mark, pin};
+use super::pin::{self, Around, Ends};
+use super::policy::host_addresses;
+use super::{Policy, Tunnel, mark};
 
 /// A change of the kernel between its two crash points.
 macro_rules! step {
@@ -75,16 +77,33 @@ pub enum TunnelError {
 }
 
 /// What has passed and what was dropped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// From the pod's interface to the VM.
     pub to_vm: Counter,
     /// From the VM to the pod's interface.
     pub to_pod: Counter,
-    /// From the VM, but not with the pod's MAC and addresses.
-    pub pinned: Counter,
+    /// From the VM and dropped, by reason; see [`REASONS`](super::REASONS).
+    pub dropped: Vec<(&'static str, Counter)>,
     /// From a wrong sender, all VNIs of this worker together.
     pub guarded: Counter,
+}
+
+impl Counters {
+    /// What was dropped for that reason.
+    pub fn dropped_for(&self, reason: &str) -> Counter {
+        let found = self.dropped.iter().find(|(r, _)| *r == reason);
+        found.map(|(_, c)| *c).unwrap_or_default()
+    }
+}
+
+/// What a look at a tunnel has found.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// What is not as it is to be, in words; nothing is well. [`attach`] repairs it.
+    pub wrong: Vec<String>,
+    /// What has passed and what was dropped, if that could be read.
+    pub counters: Option<Counters>,
 }
 
 impl Tunnel {
@@ -133,8 +152,8 @@ impl Tunnel {
 ///
 /// # Errors
 /// By [`TunnelError`]; nothing of the tunnel is left then.
-pub fn attach(tunnel: &Tunnel) -> Result<(), TunnelError> {
-    let done = try_attach(tunnel);
+pub fn attach(tunnel: &Tunnel, policy: &Policy) -> Result<(), TunnelError> {
+    let done = try_attach(tunnel, policy);
     if done.is_err() {
         // The first error is the one to tell; what this leaves, the caller's detach takes away.
         let _ = detach(tunnel);
@@ -142,19 +161,24 @@ pub fn attach(tunnel: &Tunnel) -> Result<(), TunnelError> {
     done
 }
 
-fn try_attach(tunnel: &Tunnel) -> Result<(), TunnelError> {
+fn try_attach(tunnel: &Tunnel, policy: &Policy) -> Result<(), TunnelError> {
     let netns = tunnel.open()?;
     step!("guard-allow", guard::allow(tunnel.key(), tunnel.vm, &tunnel.sandbox))
         .map_err(tunnel.step("let the VM's address in"))?;
     let host = Handle::here().map_err(tunnel.step("open netlink"))?;
-    let netns = &netns;
+    let around = around(policy).map_err(tunnel.step("read the worker's addresses"))?;
+    let (netns, around) = (&netns, &around);
     netns.run(move || {
         let pod = Handle::here().map_err(tunnel.step("open netlink in the namespace"))?;
         if !keep_or_remove(tunnel, &pod).map_err(tunnel.step("look for vxlan1"))? {
             make_device(tunnel, &host, netns, &pod)?;
         }
-        wire(tunnel, &pod).map_err(tunnel.step("forward between the interfaces"))
+        wire(tunnel, around, &pod).map_err(tunnel.step("forward between the interfaces"))
     })
+}
+
+fn around(policy: &Policy) -> Result<Around<'_>, Error> {
+    Ok(Around { policy, host: host_addresses()? })
 }
 
 /// Whether the device stands as it should; one that does not is removed.
@@ -162,7 +186,7 @@ fn keep_or_remove(tunnel: &Tunnel, pod: &Handle) -> Result<bool, Error> {
     match pod.link(DEVICE) {
         Err(e) if e.is_absent() => Ok(false),
         Err(e) => Err(e),
-        Ok(link) if tunnel.is_ours(&link) && link.vxlan == Some(tunnel.vxlan()) => Ok(true),
+        Ok(link) if device_wrong(tunnel, pod, &link)?.is_empty() => Ok(true),
         Ok(_) => pod.delete_link(DEVICE).map(|()| false),
     }
 }
@@ -194,10 +218,31 @@ fn make_device(
     step!("device-mtu", pod.set_mtu(DEVICE, tunnel.mtu)).map_err(tunnel.step("set the MTU"))
 }
 
-fn wire(tunnel: &Tunnel, pod: &Handle) -> Result<(), Error> {
+/// What a device has that cannot be put right without making it anew.
+fn device_wrong(tunnel: &Tunnel, pod: &Handle, link: &Link) -> Result<Vec<String>, Error> {
+    if link.vxlan != Some(tunnel.vxlan()) || !tunnel.is_ours(link) {
+        return Ok(vec![format!("{DEVICE} is another device")]);
+    }
+    let mut wrong = Vec::new();
+    if link.lax {
+        wrong.push(format!("{DEVICE} learns, or sends without checksum"));
+    }
+    if pod.forwards(link.index)?.iter().any(|(_, to)| *to != tunnel.vm) {
+        wrong.push(format!("{DEVICE} sends to others than {}", tunnel.vm));
+    }
+    Ok(wrong)
+}
+
+fn wire(tunnel: &Tunnel, around: &Around<'_>, pod: &Handle) -> Result<(), Error> {
     let (interface, vm) = (pod.link(&tunnel.interface)?, pod.link(DEVICE)?);
-    if !(vm.up && pin::stands(tunnel)?) {
-        step!("pin-set", pin::set(tunnel, DEVICE, interface.index, vm.index))?;
+    let ends = Ends { device: DEVICE, pod: interface.index, vm: vm.index };
+    if vm.mtu != tunnel.mtu {
+        pod.set_mtu(DEVICE, tunnel.mtu)?;
+    }
+    if !pin::look(tunnel, around, ends)?.wrong.is_empty() {
+        step!("pin-set", pin::set(tunnel, around, ends))?;
+    }
+    if !vm.up {
         step!("device-up", pod.set_up(DEVICE, true))?;
     }
     Ok(())
@@ -259,37 +304,49 @@ fn remove_transit(tunnel: &Tunnel) -> Result<(), Error> {
     }
 }
 
-/// Looks whether all of the tunnel stands. Returns what does not, in words; [`attach`] repairs it.
+/// Looks whether all of the tunnel stands, every rule as it was made.
 ///
 /// # Errors
 /// When the kernel refuses to tell.
-pub fn verify(tunnel: &Tunnel) -> Result<Vec<String>, TunnelError> {
-    let mut wrong = Vec::new();
+pub fn verify(tunnel: &Tunnel, policy: &Policy) -> Result<Look, TunnelError> {
     let netns = match tunnel.open() {
         Ok(netns) => netns,
-        Err(e) => return Ok(vec![e.to_string()]),
+        Err(e) => return Ok(Look { wrong: vec![e.to_string()], counters: None }),
     };
-    if !guard::allows(tunnel.key(), tunnel.vm).map_err(tunnel.step("read the source filter"))? {
-        wrong.push(format!("the source filter does not let {} in alone", tunnel.vm));
+    let mut wrong =
+        guard::look(tunnel.key(), tunnel.vm).map_err(tunnel.step("read the source filter"))?;
+    let guarded = guard::dropped().map_err(tunnel.step("read the source filter"))?;
+    let around = around(policy).map_err(tunnel.step("read the worker's addresses"))?;
+    let inside = netns.run(|| look_inside(tunnel, &around));
+    let (more, counters) = inside.map_err(tunnel.step("look into the namespace"))?;
+    wrong.extend(more);
+    Ok(Look { wrong, counters: counters.map(|c| Counters { guarded, ..c }) })
+}
+
+fn look_inside(
+    tunnel: &Tunnel,
+    around: &Around<'_>,
+) -> Result<(Vec<String>, Option<Counters>), Error> {
+    let pod = Handle::here()?;
+    let find = |name: &str| match pod.link(name) {
+        Err(e) if e.is_absent() => Ok(None),
+        other => other.map(Some),
+    };
+    let missing = |name: &str| Ok((vec![format!("{name} is missing")], None));
+    let Some(interface) = find(&tunnel.interface)? else { return missing(&tunnel.interface) };
+    let Some(vm) = find(DEVICE)? else { return missing(DEVICE) };
+    let mut wrong = device_wrong(tunnel, &pod, &vm)?;
+    if !vm.up {
+        wrong.push(format!("{DEVICE} is down"));
     }
-    let inside = netns.run(|| {
-        let mut wrong = Vec::new();
-        match Handle::here()?.link(DEVICE) {
-            Err(e) if e.is_absent() => wrong.push(format!("{DEVICE} is missing")),
-            Err(e) => return Err(e),
-            Ok(link) if link.vxlan != Some(tunnel.vxlan()) || !tunnel.is_ours(&link) => {
-                wrong.push(format!("{DEVICE} is another device"));
-            }
-            Ok(link) if !link.up => wrong.push(format!("{DEVICE} is down")),
-            Ok(_) => {}
-        }
-        if !pin::stands(tunnel)? {
-            wrong.push("the forwarding rules are missing".to_owned());
-        }
-        Ok(wrong)
-    });
-    wrong.extend(inside.map_err(tunnel.step("look into the namespace"))?);
-    Ok(wrong)
+    if vm.mtu != tunnel.mtu {
+        wrong.push(format!("{DEVICE} has an MTU of {}, should have {}", vm.mtu, tunnel.mtu));
+    }
+    let ends = Ends { device: DEVICE, pod: interface.index, vm: vm.index };
+    let found = pin::look(tunnel, around, ends)?;
+    let (to_vm, to_pod, dropped) = pin::counters_of(&found);
+    wrong.extend(found.wrong.into_iter().map(|w| format!("in the pod's namespace: {w}")));
+    Ok((wrong, Some(Counters { to_vm, to_pod, dropped, guarded: Counter::default() })))
 }
 
 /// What has passed and what was dropped since attach.
@@ -299,9 +356,9 @@ pub fn verify(tunnel: &Tunnel) -> Result<Vec<String>, TunnelError> {
 pub fn counters(tunnel: &Tunnel) -> Result<Counters, TunnelError> {
     let netns = tunnel.open()?;
     let inside = netns.run(pin::counters).map_err(tunnel.step("read the counters"))?;
-    let (to_vm, to_pod, pinned) = inside;
+    let (to_vm, to_pod, dropped) = inside;
     let guarded = guard::dropped().map_err(tunnel.step("read the source filter"))?;
-    Ok(Counters { to_vm, to_pod, pinned, guarded })
+    Ok(Counters { to_vm, to_pod, dropped, guarded })
 }
 
 /// Something of ours in the host's namespace that no sandbox owns.

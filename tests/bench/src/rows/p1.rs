@@ -161,7 +161,7 @@ fn filter(draws: &[Draw]) -> Result<(), Error> {
         .table(TABLE)
         .chain(TABLE, chain("count", -10))
         .chain(TABLE, chain("drop", 0))
-        .set(TABLE, Set { name: DARK, key_length: 4 })
+        .set(TABLE, Set { name: DARK, key_length: 4, remembers: 0 })
         .rule(TABLE, "count", &syn_to(OURS))
         .rule(TABLE, "count", &syn_to(RIVAL))
         .rule(TABLE, "drop", &dark);

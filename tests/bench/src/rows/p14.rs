@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use peerpod_netlink::Netns;
-use peerpod_tunnel::network::{self, Tunnel, TunnelError};
+use peerpod_tunnel::network::{self, Policy, Tunnel, TunnelError};
 
 use crate::Bench;
 use crate::lab::{self, POD_ADDRESS, Pods};
@@ -90,7 +90,7 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
         ours.grow(level)?;
         while attached + 1 < level {
             let tunnel = tunnel(&ours, attached)?;
-            ours.worker.run(|| network::attach(&tunnel))?;
+            ours.worker.run(|| network::attach(&tunnel, &Policy::default()))?;
             attached += 1;
         }
         if let Some(rival) = &mut rival {
@@ -136,7 +136,8 @@ fn our_turn(worker: &Netns, tunnel: &Tunnel) -> anyhow::Result<Turn> {
             act(tunnel).map(|()| begin.elapsed().as_nanos() as f64)
         })
     };
-    let (attach, detach) = (timed(network::attach)?, timed(network::detach)?);
+    let attach = timed(|tunnel| network::attach(tunnel, &Policy::default()))?;
+    let detach = timed(network::detach)?;
     Ok(Turn { attach, detach, cpu: own_cpu()? - cpu })
 }
 

@@ -1,7 +1,7 @@
 //! Frames that nobody has a right to send, and the daemon's filter against them.
 //!
 //! ```text
-//!   stranger ── UDP: VXLAN( pod's MAC → cni0's MAC: pod's IP → gateway, UDP "forged" ) ──▶ worker
+//!   stranger ── UDP: VXLAN( pod's MAC → cni0's MAC: pod's IP → cluster, UDP "forged" ) ──▶ worker
 //! ```
 
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
@@ -11,28 +11,30 @@ use anyhow::Context;
 use peerpod_netlink::nft::{Batch, Counter, Family, Nft, Table};
 use peerpod_netlink::{Error, Handle, Vxlan};
 
-use super::network::{Failed, GATEWAY, Network, PodNet, STRANGER, WORKER};
+use super::network::{CLUSTER_HOST, Failed, Network, PodNet, STRANGER, WORKER};
 
-/// The daemon's table in the worker's namespace, and its set of guarded tunnels.
+/// The daemon's table in the worker's namespace, and its set of who may speak for a tunnel.
 const TABLE: Table<'static> = Table { family: Family::Inet, name: "peerpod" };
-const GUARDED: &str = "vnis";
+const SPEAKERS: &str = "vms4";
+/// Rules at the head of its chain that let in; the rest drops.
+const ACCEPTING: usize = 2;
 /// Where a forged packet would arrive.
 const PORT: u16 = 8765;
 /// What it carries.
 pub const PAYLOAD: &[u8] = b"forged";
 
-/// A listener on the worker that forged packets are meant for.
+/// A listener in the cluster that forged packets are meant for.
 #[derive(Debug)]
 pub struct Victim(UdpSocket);
 
 impl Victim {
-    /// Listens on the pods' gateway.
+    /// Listens at an address of the cluster.
     ///
     /// # Errors
     /// When the address cannot be had.
     pub fn listen(network: &Network) -> anyhow::Result<Self> {
-        let at = SocketAddrV4::new(GATEWAY, PORT);
-        let socket = network.worker().run(|| UdpSocket::bind(at).map_err(|e| Failed(e.into())));
+        let at = SocketAddrV4::new(CLUSTER_HOST, PORT);
+        let socket = network.cluster().run(|| UdpSocket::bind(at).map_err(|e| Failed(e.into())));
         Ok(Self(socket.context("listen for forged packets")?))
     }
 
@@ -80,7 +82,7 @@ fn frame(vni: u32, source: [u8; 6], target: [u8; 6], pod: &PodNet) -> Vec<u8> {
     ip.extend(length(28 + PAYLOAD.len()));
     ip.extend([0, 1, 0, 0, 64, 17, 0, 0]);
     ip.extend(pod.ip.octets());
-    ip.extend(GATEWAY.octets());
+    ip.extend(CLUSTER_HOST.octets());
     let sum: u32 = ip.chunks(2).map(|c| u32::from(c[0]) << 8 | u32::from(c[1])).sum();
     let folded = (sum & 0xffff) + (sum >> 16);
     let sum = !u16::try_from(folded & 0xffff).unwrap_or_default();
@@ -106,44 +108,43 @@ fn frame(vni: u32, source: [u8; 6], target: [u8; 6], pod: &PodNet) -> Vec<u8> {
 /// When there is no filter.
 pub fn dropped(network: &Network) -> Result<Counter, Error> {
     let counters = network.worker().run(|| Nft::counters(TABLE, "input"))?;
-    Ok(counters.last().copied().unwrap_or_default())
+    Ok(counters.into_iter().skip(ACCEPTING).fold(Counter::default(), Counter::plus))
 }
 
-/// The pod's tunnel without its filter, until [`Opened::close`].
+/// The pod's tunnel with a filter that lets the third address in as well, until [`Opened::close`].
+/// (With no filter at all, the daemon's other table lets nothing pass.)
 #[derive(Debug)]
 pub struct Opened {
-    elements: Vec<(Vec<u8>, String)>,
+    key: Vec<u8>,
 }
 
 impl Opened {
-    /// Takes the filter of the pod's tunnel away; those of others stay.
+    /// Opens the filter of the pod's tunnel.
     ///
     /// # Errors
-    /// When the filter does not know the tunnel.
+    /// When the kernel refuses.
     pub fn open(network: &Network, pod: &PodNet) -> anyhow::Result<Self> {
         let vxlan = tunnel(pod)?;
-        let vni = &vxlan.vni.to_be_bytes()[1..];
-        let all = network.worker().run(|| Nft::elements(TABLE, GUARDED))?;
-        // A key is port and VNI, each in 4 bytes of its own.
-        let mine = all.into_iter().filter(|(key, _)| key.get(4..7) == Some(vni));
-        let elements: Vec<_> = mine.collect();
-        anyhow::ensure!(!elements.is_empty(), "the source filter does not know VNI {}", vxlan.vni);
-        let batch = elements
-            .iter()
-            .fold(Batch::new(), |batch, (key, _)| batch.delete_element(TABLE, GUARDED, key));
+        // Port, VNI and address, each in 4 bytes of its own.
+        let mut key = vxlan.port.to_be_bytes().to_vec();
+        key.extend([0, 0]);
+        key.extend(&vxlan.vni.to_be_bytes()[1..]);
+        key.push(0);
+        key.extend(STRANGER.octets());
+        let batch = Batch::new().element(TABLE, SPEAKERS, &key, "test");
         network.worker().run(|| batch.send("open the source filter"))?;
-        Ok(Self { elements })
+        Ok(Self { key })
     }
 
-    /// Puts the filter back as it was.
+    /// Puts the filter back as it was; that the daemon has already done so is success.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn close(self, network: &Network) -> Result<(), Error> {
-        let batch = self
-            .elements
-            .iter()
-            .fold(Batch::new(), |batch, (key, owner)| batch.element(TABLE, GUARDED, key, owner));
-        network.worker().run(|| batch.send("close the source filter"))
+        let batch = Batch::new().delete_element(TABLE, SPEAKERS, &self.key);
+        match network.worker().run(|| batch.send("close the source filter")) {
+            Err(e) if !e.is_absent() => Err(e),
+            _ => Ok(()),
+        }
     }
 }

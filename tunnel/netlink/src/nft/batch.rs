@@ -52,6 +52,24 @@ pub struct Chain<'a> {
     pub drop_by_default: bool,
 }
 
+impl Chain<'_> {
+    /// A base chain's place and policy, as the kernel takes and tells them.
+    pub(crate) fn place(&self) -> Attributes {
+        let Some((hook, priority)) = self.hook else { return Attributes::default() };
+        let number = match hook {
+            Hook::Ingress(_) | Hook::Prerouting => 0,
+            Hook::Input => 1,
+            Hook::Output => 3,
+        };
+        let mut place = Attributes::default().u32(1, number).bytes(2, &priority.to_be_bytes());
+        if let Hook::Ingress(device) = hook {
+            place = place.text(3, device);
+        }
+        let policy = u32::from(!self.drop_by_default);
+        Attributes::default().nested(4, &place).u32(5, policy).text(7, "filter")
+    }
+}
+
 /// A set of keys to be made.
 #[derive(Clone, Copy, Debug)]
 pub struct Set<'a> {
@@ -59,6 +77,15 @@ pub struct Set<'a> {
     pub name: &'a str,
     /// Bytes of a key, parts padded to 4.
     pub key_length: u32,
+    /// Rules put keys in, which leave after a while: so many at a time at most. Otherwise 0.
+    pub remembers: u32,
+}
+
+impl Set<'_> {
+    /// As the kernel tells it: 0x10 for keys that leave after a while, 0x20 for rules that put keys in.
+    pub(crate) fn flags(&self) -> u32 {
+        if self.remembers > 0 { 0x10 | 0x20 } else { 0 }
+    }
 }
 
 /// Changes that happen all at once or not at all.
@@ -118,20 +145,8 @@ impl Batch {
     /// Makes a chain; there already is success.
     #[must_use]
     pub fn chain(mut self, table: Table<'_>, chain: Chain<'_>) -> Self {
-        let mut body = Attributes::default().text(1, table.name).text(3, chain.name);
-        if let Some((hook, priority)) = chain.hook {
-            let number = match hook {
-                Hook::Ingress(_) | Hook::Prerouting => 0,
-                Hook::Input => 1,
-                Hook::Output => 3,
-            };
-            let mut place = Attributes::default().u32(1, number).bytes(2, &priority.to_be_bytes());
-            if let Hook::Ingress(device) = hook {
-                place = place.text(3, device);
-            }
-            body =
-                body.nested(4, &place).u32(5, u32::from(!chain.drop_by_default)).text(7, "filter");
-        }
+        let body = Attributes::default().text(1, table.name).text(3, chain.name);
+        let body = Attributes([body.0, chain.place().0].concat());
         self.add(NEW_CHAIN, CREATE, table.family, &body);
         self
     }
@@ -140,13 +155,16 @@ impl Batch {
     #[must_use]
     pub fn set(mut self, table: Table<'_>, set: Set<'_>) -> Self {
         self.sets += 1;
-        let body = Attributes::default()
+        let mut body = Attributes::default()
             .text(1, table.name)
             .text(2, set.name)
-            .u32(3, 0)
+            .u32(3, set.flags())
             .u32(4, 0)
             .u32(5, set.key_length)
             .u32(10, self.sets);
+        if set.remembers > 0 {
+            body = body.nested(9, &Attributes::default().u32(1, set.remembers));
+        }
         self.add(NEW_SET, CREATE, table.family, &body);
         self
     }
@@ -160,6 +178,20 @@ impl Batch {
         text.push(0);
         let element = key_attribute(key).bytes(6, &text);
         self.add(NEW_ELEMENT, CREATE, table.family, &elements(table, set, &element));
+        self
+    }
+
+    /// Puts many keys into a set.
+    #[must_use]
+    pub fn keys(mut self, table: Table<'_>, set: &str, keys: &[Vec<u8>]) -> Self {
+        // As many as surely fit into one attribute.
+        for some in keys.chunks(500) {
+            let list = some
+                .iter()
+                .fold(Attributes::default(), |list, key| list.nested(1, &key_attribute(key)));
+            let body = Attributes::default().text(1, table.name).text(2, set).nested(3, &list);
+            self.add(NEW_ELEMENT, CREATE, table.family, &body);
+        }
         self
     }
 

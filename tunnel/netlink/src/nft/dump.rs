@@ -16,12 +16,22 @@ pub struct Counter {
     pub bytes: u64,
 }
 
+impl Counter {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
+}
+
 /// Looks at the tables of the calling thread's namespace.
 #[derive(Clone, Copy, Debug)]
 pub struct Nft;
 
-const GET_TABLE: u16 = 0x0a01;
-const GET_RULE: u16 = 0x0a07;
+pub(super) const GET_TABLE: u16 = 0x0a01;
+pub(super) const GET_CHAIN: u16 = 0x0a04;
+pub(super) const GET_RULE: u16 = 0x0a07;
+pub(super) const GET_SET: u16 = 0x0a0a;
 const GET_ELEMENT: u16 = 0x0a0d;
 const DONE: u16 = 3;
 
@@ -85,7 +95,12 @@ pub(crate) fn counter_of(rule: &[u8]) -> Counter {
 }
 
 /// Sends a dump request and gives the attributes of every answer.
-fn dump(what: &str, kind: u16, family: Family, body: &[u8]) -> Result<Vec<Vec<u8>>, Error> {
+pub(super) fn dump(
+    what: &str,
+    kind: u16,
+    family: Family,
+    body: &[u8],
+) -> Result<Vec<Vec<u8>>, Error> {
     const REQUEST_DUMP: u16 = 0x1 | 0x300;
     let socket = socket::open(NETLINK_NETFILTER)?;
     let length = u32::try_from(20 + body.len()).unwrap_or(u32::MAX);

@@ -9,6 +9,8 @@ pub(crate) mod attribute;
 mod batch;
 pub(crate) mod dump;
 pub mod expression;
+mod whole;
 
 pub use batch::{Batch, Chain, Committed, Family, Hook, Set, Table};
 pub use dump::{Counter, Nft};
+pub use whole::{Found, Whole};
