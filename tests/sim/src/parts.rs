@@ -125,19 +125,6 @@ impl Observer for Counts {
     }
 }
 
-/// The daemon's own crash points; it may die at each.
-#[cfg(feature = "crash-points")]
-#[derive(Debug)]
-pub(crate) struct Named(pub(crate) Arc<Process>);
-
-#[cfg(feature = "crash-points")]
-#[async_trait]
-impl peerpodd::crash::Crash for Named {
-    async fn reach(&self, point: peerpodd::crash::Point) {
-        self.0.reach(point.name()).await;
-    }
-}
-
 /// Puts the daemon's log into the trace and looks for secrets in it.
 pub(crate) struct Log(pub(crate) Arc<Core>);
 

@@ -121,8 +121,6 @@ impl Site {
             planner: Arc::new(Plans(Arc::clone(&process))),
             clock: Arc::new(Wall(Arc::clone(core))),
             random: Arc::new(Chance(Arc::clone(core))),
-            #[cfg(feature = "crash-points")]
-            crash: Arc::new(crate::parts::Named(Arc::clone(&process))),
             observer: Arc::new(Counts(process)),
             #[cfg(feature = "crash-points")]
             crash: Arc::new(peerpodd::crash::Sigkill),
