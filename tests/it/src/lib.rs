@@ -1,6 +1,8 @@
 //! What the integration tests share: a lab with a daemon in it, and questions about it.
 
 pub mod bed;
+#[cfg(feature = "crash-points")]
+pub mod crash;
 pub mod load;
 pub mod needles;
 pub mod stream;
