@@ -68,7 +68,8 @@ struct Item {
 /// # Errors
 /// When a content holds characters that a literal block cannot.
 pub fn render(files: &[File]) -> Result<String, CloudConfigError> {
-    let mut out = "#cloud-config\n\nwrite_files:\n".to_owned();
+    let mut out = "#cloud-config\n\nwrite_files:".to_owned();
+    out.push_str(if files.is_empty() { " []\n" } else { "\n" });
     for file in files {
         out.push_str(&format!("  - path: {}\n", file.path));
         if let Some(reason) = unprintable(&file.content) {
@@ -145,6 +146,12 @@ mod tests {
         assert_eq!(back.files[0].content, "{\n    \"a\": \"b: c\"\n}\n");
         assert_eq!(back.files[1].content, "{}\n");
         assert_eq!(back.files[2], marker);
+    }
+
+    #[test]
+    fn no_files_come_back_as_no_files() {
+        let text = render(&[]).expect("render");
+        assert_eq!(parse(&text).expect("parse"), Parsed::default());
     }
 
     #[test]

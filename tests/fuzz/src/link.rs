@@ -142,7 +142,7 @@ fn gate_input(data: &[u8]) -> Vec<u8> {
                 0 => protobuf::put(&mut payload, 1, b"svc"),
                 1 => protobuf::put(&mut payload, 2, b"Stop"),
                 2 => protobuf::put(&mut payload, 2, b"Go"),
-                3 => protobuf::put(&mut payload, 3, &vec![7; parts.number()]),
+                3 => protobuf::put(&mut payload, 3, &vec![7; parts.number() % 2048]),
                 4 => protobuf::put(&mut payload, 3, parts.bytes(9)),
                 5 => payload.extend_from_slice(&[0x20, parts.byte() & 0x7f]),
                 6 => protobuf::put(&mut payload, 5, parts.bytes(5)),
