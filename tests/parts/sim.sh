@@ -54,6 +54,7 @@ sim_faults() {
 }
 
 part_sim() {
+    cargo_test sim -p peerpod-sim
     sim_run seeds --seeds "$sim_seeds"
     sim_faults
 }

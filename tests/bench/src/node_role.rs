@@ -80,6 +80,8 @@ pub(crate) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         clock: Arc::new(WallClock),
         random: Arc::new(Chance),
         observer: Arc::new(Silent),
+        #[cfg(feature = "crash-points")]
+        crash: Arc::new(peerpodd::crash::Sigkill),
     };
     let known = std::fs::read_dir(state.join("pods"))?.count();
     let pods = Pods::start(world, options(&paths), events, tracker.clone(), token.clone()).await?;
