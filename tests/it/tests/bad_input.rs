@@ -169,11 +169,18 @@ async fn sockets_and_state_of_another_daemon_are_not_taken() {
     if !root("sockets_and_state_of_another_daemon_are_not_taken") {
         return;
     }
-    let bed = Bed::separate(&[]).await.unwrap();
+    let mut bed = Bed::separate(&[]).await.unwrap();
+    bed.daemon.kill_relay().await.unwrap();
+    let socket = bed.lab.dir().socket();
+    std::fs::remove_file(&socket).unwrap();
+    let stranger = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let (code, text) = ends(&bed.daemon, &["relay"]).await;
     assert_ne!(code, Some(0), "{text}");
-    let relay = bed.daemon.relay_pid().unwrap().to_string();
-    assert!(text.contains(".sock: served by process") && text.contains(&relay), "{text}");
+    let pid = std::process::id().to_string();
+    assert!(text.contains(".sock: served by process") && text.contains(&pid), "{text}");
+    drop(stranger);
+    bed.daemon.start_relay().await.unwrap();
+    bed.daemon.ready().await.unwrap();
     let (code, text) = ends(&bed.daemon, &["node"]).await;
     assert_ne!(code, Some(0), "{text}");
     let node = bed.daemon.node_pid().unwrap().to_string();
