@@ -46,6 +46,8 @@ pub(super) async fn run(pods: Arc<Pods>) {
 struct Sweep {
     /// Since when things without a date of their own have been seen without a record.
     first_seen: BTreeMap<String, Instant>,
+    /// Sandboxes of unusable records whose network is known to be gone.
+    cleared: BTreeSet<String>,
 }
 
 impl Sweep {
@@ -72,7 +74,9 @@ impl Sweep {
                 return tracing::warn!(%error, "sweep: the relay does not say what it holds");
             }
         };
-        let unowned = self.unowned(pods, Known::new(pods, &before, held), listed);
+        let known = Known::new(pods, &before, held);
+        self.clear(pods, &known, &listed).await;
+        let unowned = self.unowned(pods, known, listed);
         let mut deleted = 0;
         for vm in &unowned {
             deleted += usize::from(delete(pods, vm).await);
@@ -80,27 +84,56 @@ impl Sweep {
         world.observer.sweep(Some(unowned.len()), deleted);
     }
 
+    /// Takes away the network of pods whose record cannot be used, once their VM is gone and the relay
+    /// holds nothing of them: nobody else would before the next start.
+    async fn clear(&mut self, pods: &Pods, known: &Known<'_>, listed: &[Resource]) {
+        let stays = |sandbox: &String| {
+            known.sandboxes.contains(sandbox) || listed.iter().any(|r| r.vm.sandbox == *sandbox)
+        };
+        let broken: Vec<String> = pods.broken().into_iter().map(|b| b.sandbox).collect();
+        let over: BTreeSet<String> =
+            broken.iter().filter(|s| !stays(s) && !self.cleared.contains(*s)).cloned().collect();
+        if over.is_empty() || pods.common.options.sweep_dry_run {
+            return;
+        }
+        let mut keep = known.sandboxes.clone();
+        keep.extend(broken.into_iter().filter(|s| !over.contains(s)));
+        keep.extend(pods.registry.sandboxes());
+        match pods.common.world.network.clear_leftovers(&keep).await {
+            Ok(gone) => {
+                if !gone.is_empty() {
+                    tracing::warn!(gone = gone.join("; "), "sweep: network of unusable records");
+                }
+                self.cleared.extend(over);
+            }
+            Err(error) => tracing::warn!(%error, "sweep: left-over network objects stay"),
+        }
+    }
+
     /// What belongs to no pod and is old enough.
     fn unowned(&mut self, pods: &Pods, known: Known<'_>, listed: Vec<Resource>) -> Vec<VmRef> {
         let mut still_seen = BTreeMap::new();
-        let mut found: BTreeMap<_, VmRef> = BTreeMap::new();
+        // A delete takes all that has the name: the youngest of it decides.
+        let mut found: BTreeMap<_, (VmRef, Duration)> = BTreeMap::new();
         for resource in listed {
             if known.owns(&resource) {
                 continue;
             }
-            let key = format!("{:?} {} {}", resource.kind, resource.vm.name, resource.vm.sandbox);
+            // With the cloud's date, lest a second VM of the name is taken for as old as the first.
+            let Resource { kind, vm, created, .. } = &resource;
+            let key = format!("{kind:?} {} {} {created:?}", vm.name, vm.sandbox);
             let seen = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
             // By the cloud's date or by our own eyes: a clock that was set back would make what the
             // cloud made before that young for as long.
             let age = age(pods, &resource).unwrap_or_default().max(seen.elapsed());
-            if age >= pods.common.options.sweep_grace {
-                let vm = resource.vm;
-                found.entry((vm.name.clone(), vm.sandbox.clone())).or_insert(vm);
-            }
+            let vm = resource.vm;
+            let youngest = found.entry((vm.name.clone(), vm.sandbox.clone())).or_insert((vm, age));
+            youngest.1 = youngest.1.min(age);
             still_seen.insert(key, seen);
         }
         self.first_seen = still_seen;
-        found.into_values().collect()
+        let grace = pods.common.options.sweep_grace;
+        found.into_values().filter(|(_, age)| *age >= grace).map(|(vm, _)| vm).collect()
     }
 }
 
