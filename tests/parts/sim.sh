@@ -15,7 +15,8 @@ sim_run() {
     fi
 }
 
-# A copy of the tree at one place; only what differs is written, so that only that is built anew.
+# A copy of the tree at one place; only what differs is written, so that only that is built anew. It has
+# a target folder of its own: cargo would take what it built of the copy for what the tree needs.
 sim_copy() {
     local file copy=$target/sim-faults
     while IFS= read -r file; do
@@ -27,7 +28,7 @@ sim_copy() {
 # The copy lies in no repository: else git would take the paths for the repository's own.
 sim_patch() { (cd "$target/sim-faults" && GIT_CEILING_DIRECTORIES=$target git apply "$@"); }
 
-sim_build() { (cd "$target/sim-faults" && CARGO_TARGET_DIR=$target cargo build --quiet -p peerpod-sim); }
+sim_build() { (cd "$target/sim-faults" && CARGO_TARGET_DIR=$target/sim-target cargo build --quiet -p peerpod-sim); }
 
 # Each patch must apply, build, and be found within the seeds.
 sim_faults() {
@@ -39,7 +40,7 @@ sim_faults() {
             cat "$log"; count fail "sim fault $name: the patch does not apply"; continue
         fi
         if sim_build >"$log" 2>&1; then
-            if "$target/debug/peerpod-sim" --seeds "$sim_seeds" --first >>"$log" 2>&1; then
+            if "$target/sim-target/debug/peerpod-sim" --seeds "$sim_seeds" --first >>"$log" 2>&1; then
                 count fail "sim fault $name: not found in $sim_seeds seeds"
             elif grep -q '^seed .* breaks ' "$log"; then
                 count ok "sim fault $name"; echo "ok      found $name: $(grep -m 1 '^seed .* breaks ' "$log" | cut -c1-140)"
