@@ -190,20 +190,16 @@ fn ask(port: u16, pod: Option<&str>, json: bool) -> ExitCode {
         let report = runtime.block_on(status::ask(port))?;
         Ok(status::print(&report, pod, json, SystemTime::now())?)
     });
-    match asked {
-        Ok(text) => {
-            write(&mut std::io::stdout(), &text);
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            write(&mut std::io::stderr(), &format!("{e:#}\n"));
-            ExitCode::FAILURE
-        }
-    }
+    answer(asked)
 }
 
 fn rotate_ca(state_dir: &Path) -> ExitCode {
     let asked = runtime(2).and_then(|runtime| runtime.block_on(keys::ask_for_rotation(state_dir)));
+    answer(asked)
+}
+
+/// Prints what a subcommand was told, or why it was not.
+fn answer(asked: anyhow::Result<String>) -> ExitCode {
     match asked {
         Ok(text) => {
             write(&mut std::io::stdout(), &text);
