@@ -454,7 +454,7 @@ fn an_interface_in_the_bridges_place_is_left_alone() {
 fn check_says_that_it_isolates_nothing_and_names_what_is_missing() {
     let dir = directory();
     let missing = Settings {
-        podvm: dir.path().join("nowhere"),
+        podvm: vec![dir.path().join("nowhere").into()],
         agent: vec!["/run/agent".into()],
         state_dir: dir.path().join("helper"),
         ..settings(dir.path(), CIDR)

@@ -29,9 +29,9 @@ pub(super) fn report(settings: &Settings) -> Report {
 
 /// What is wrong with the programs that would run in a VM.
 pub(super) fn programs(settings: &Settings) -> Vec<String> {
-    let agent = settings.agent.first().map(Path::new).unwrap_or(Path::new(""));
-    let programs = [("LOCAL_PODVM", settings.podvm.as_path()), ("LOCAL_AGENT", agent)];
-    let wrong = programs.into_iter().filter_map(|(key, path)| {
+    let programs = [("LOCAL_PODVM", &settings.podvm), ("LOCAL_AGENT", &settings.agent)];
+    let wrong = programs.into_iter().filter_map(|(key, command)| {
+        let path = command.first().map_or(Path::new(""), Path::new);
         // A VM has its own of these two, so what lies there outside is out of its sight.
         let hidden = path.starts_with("/run") || path.starts_with("/media");
         let problem = match () {

@@ -25,7 +25,7 @@ const PODVM: Key = Key::plain(
     "local-podvm",
     "LOCAL_PODVM",
     "",
-    "podvm program that runs in a local VM; default: the file podvm beside this program",
+    "podvm command of a local VM, with its arguments; default: the file podvm beside this program",
 );
 const AGENT: Key = Key::plain(
     "local-agent",
@@ -56,8 +56,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The VMs' network; the first address is the bridge's.
     pub cidr: IpNetwork,
-    /// The real podvm program.
-    pub podvm: PathBuf,
+    /// The real podvm program, with its arguments.
+    pub podvm: Vec<OsString>,
     /// The agent behind it, with its arguments.
     pub agent: Vec<OsString>,
     /// How long a VM pretends to boot.
@@ -83,8 +83,8 @@ impl Settings {
         let cidr = reader.parsed(&CIDR, network);
         let boot_delay = reader.parsed(&BOOT_DELAY, duration);
         let podvm = match reader.text(&PODVM) {
-            Some(_) => reader.parsed(&PODVM, absolute),
-            None => Some(beside(program, "podvm")),
+            Some(_) => reader.parsed(&PODVM, absolute_command),
+            None => Some(vec![beside(program, "podvm").into()]),
         };
         let agent = match reader.text(&AGENT) {
             Some(_) => reader.parsed(&AGENT, |text| command(text, search)),
@@ -138,6 +138,15 @@ fn mode(text: &str) -> Result<(), &'static str> {
 fn absolute(text: &str) -> Result<PathBuf, &'static str> {
     let path = PathBuf::from(text);
     if path.is_absolute() { Ok(path) } else { Err("is not an absolute path") }
+}
+
+/// A command whose program is named by its absolute path.
+fn absolute_command(text: &str) -> Result<Vec<OsString>, &'static str> {
+    let words = words(text)?;
+    match words.first() {
+        Some(program) if Path::new(program).is_absolute() => Ok(words),
+        _ => Err("is not an absolute path"),
+    }
 }
 
 fn network(text: &str) -> Result<IpNetwork, String> {

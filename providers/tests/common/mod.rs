@@ -45,7 +45,7 @@ pub fn settings(dir: &Path, cidr: &str) -> Settings {
     Settings {
         state_dir: dir.join("state"),
         cidr: cidr.parse().unwrap(),
-        podvm: dir.join("podvm"),
+        podvm: vec![dir.join("podvm").into()],
         agent: vec![dir.join("agent").into()],
         boot_delay: Duration::ZERO,
         guest_program: vec![dir.join("helper").into(), "local-guest".into()],

@@ -69,7 +69,9 @@ fn run(boot: &Boot, console: &mut Console) -> Result<(), Failed> {
     let (agent, arguments) =
         boot.agent.split_first().ok_or("there is none").map_err(doing("start the agent"))?;
     let agent = spawn(agent, arguments, &write).map_err(doing("start the agent"))?;
-    let podvm = spawn(boot.podvm.as_os_str(), &[], &write).map_err(doing("start podvm"))?;
+    let (podvm, arguments) =
+        boot.podvm.split_first().ok_or("there is none").map_err(doing("start podvm"))?;
+    let podvm = spawn(podvm, arguments, &write).map_err(doing("start podvm"))?;
     drop(write);
     Vm { agent, podvm, output: Some(read) }.live(console)
 }

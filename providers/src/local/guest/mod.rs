@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -50,7 +50,7 @@ pub(super) struct Boot {
     pub(super) address: IpNetwork,
     pub(super) gateway: IpAddr,
     pub(super) mtu: u32,
-    pub(super) podvm: PathBuf,
+    pub(super) podvm: Vec<OsString>,
     pub(super) agent: Vec<OsString>,
     pub(super) boot_delay: Duration,
 }

@@ -14,9 +14,11 @@ fn defaults_lie_beside_the_program_and_do_not_survive_a_reboot() {
     let settings = read(&[]).expect("defaults are fine");
     assert_eq!(settings.state_dir, Path::new("/run/peerpod/local"));
     assert_eq!(settings.cidr.to_string(), "172.31.0.0/24");
-    assert_eq!(settings.podvm, Path::new("/opt/podvm"));
+    assert_eq!(settings.podvm, ["/opt/podvm"]);
     assert_eq!(settings.guest_program, ["/opt/peerpodd", "local-guest"]);
     assert_eq!(settings.boot_delay, Duration::ZERO);
+    let plain = read(&[("local-podvm", "/opt/podvm run -disable-tls")]).expect("fine");
+    assert_eq!(plain.podvm, ["/opt/podvm", "run", "-disable-tls"]);
 }
 
 #[test]
