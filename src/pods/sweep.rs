@@ -188,8 +188,15 @@ async fn delete(pods: &Pods, vm: &VmRef) -> bool {
     let done = world.provider.delete(vm).await;
     reach!(world, SweepDeleteAfter);
     tracing::warn!(%name, sandbox, ?done, "sweep: no record; deleted");
-    if let Err(error) = &done {
-        world.observer.provider_error("delete", error.kind.as_str());
+    match &done {
+        Err(error) => world.observer.provider_error("delete", error.kind.as_str()),
+        // The relay holds nothing of it, but one that was killed may have left its socket.
+        Ok(_) if pods.registry.get(sandbox).is_none() => {
+            if let Err(error) = world.relay.close(sandbox, "its VM is swept").await {
+                tracing::warn!(sandbox, %error, "sweep: the relay may still have its socket's file");
+            }
+        }
+        Ok(_) => {}
     }
     done.is_ok()
 }

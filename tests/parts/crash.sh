@@ -1,5 +1,5 @@
 # Faults of the disk under a running daemon, and deaths at crash points with real kills.
-# part: crash         a disk that fails at each step, and one that is full
+# part: crash         kill -9 at every crash point and at 10 pairs of them; a disk that fails at each step, or is full
 crash_binaries() {
     # The same packages as always, so that nothing else is built anew; the usual daemon comes back after.
     cargo build --quiet -p peerpodd -p podvm -p peerpod-standin -p peerpodd-demo \
@@ -9,7 +9,8 @@ crash_binaries() {
 }
 part_crash() {
     crash_binaries || { count fail "crash: building the daemon with crash points"; return; }
-    cargo_test crash -p peerpod-it --features crash-points --test disk
+    PEERPODD_PAIRS=10 cargo_test crash -p peerpod-it --features crash-points --test disk --test crash
+    grep -hE '^crash: [0-9]' "$out/crash.log"
 }
 # kill -9 at every crash point and at 150 pairs of them. Only `tests/run deep`.
 deep_crash() {

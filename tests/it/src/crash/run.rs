@@ -1,13 +1,14 @@
 //! One life in a lab of its own, and the look at what is left of it.
 
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use peerpod_standin::lab::{Binaries, DaemonOptions, Lab};
+use peerpod_standin::lab::{Binaries, DaemonOptions, Kind, Lab, wait_for};
 use peerpod_standin::shim::Profile;
 
 use super::plan::{Log, Plan};
-use crate::bed::Bed;
+use crate::bed::{Bed, PATIENCE};
 
 /// How long one life may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -53,21 +54,42 @@ async fn live(plan: &Plan) -> anyhow::Result<Outcome> {
     if let Err(error) = plan.scenario.live(&mut bed).await {
         let error = error.context(bed.daemon.log_tail());
         ensure!(plan.ends_pods(), error);
+        plan.scenario.tidy(&bed)?;
         // The shims of what has ended are gone by now. The next pod must start.
-        let (_net, shim) = bed.boot(Profile::GoLike, 99).await.context("the next pod")?;
-        shim.stop().await.context("the next pod's end")?;
+        next_pod(&bed, plan.deaths.len()).await?;
     }
     bed.until_nothing_left().await?;
     let Bed { lab, daemon } = bed;
-    let before = Log::read(&log).deaths();
     daemon.stop().await?;
-    if Log::read(&log).deaths() > before {
+    let mut left = lab.survey(false).await?;
+    if Log::read(&log).deaths() > 0 && left.iter().all(|l| l.kind == Kind::Socket) {
         // Who dies on leaving leaves sockets; whoever comes next clears them away.
         lab.start(options).await.context("start after a death on leaving")?.stop().await?;
+        left = lab.survey(false).await?;
     }
-    let left = lab.survey(false).await?;
     ensure!(left.is_empty(), "left behind after the end: {left:?}");
     Ok(Outcome { log: Log::read(&log) })
+}
+
+/// As a kubelet would: a sandbox that has met the death of the relay is followed by another one.
+async fn next_pod(bed: &Bed, deaths: usize) -> anyhow::Result<()> {
+    let socket = bed.lab.dir().socket();
+    let mut failed = None;
+    for attempt in 0..=deaths {
+        // There is nobody to speak to while a dead relay is started anew.
+        let served = || async { Ok(UnixStream::connect(&socket).is_ok().then_some(())) };
+        wait_for("a relay that serves", PATIENCE, served).await?;
+        let number = 99_u8.saturating_sub(u8::try_from(attempt)?);
+        let pod = async {
+            let (_net, shim) = bed.boot(Profile::GoLike, number).await?;
+            shim.stop().await.context("its end")
+        };
+        match pod.await {
+            Ok(_) => return Ok(()),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.unwrap_or_else(|| anyhow::anyhow!("not tried")).context("the next pod"))
 }
 
 fn options(plan: &Plan, log: &std::path::Path) -> DaemonOptions {

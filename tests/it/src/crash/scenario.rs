@@ -29,11 +29,13 @@ impl Scenario {
 
     /// Arguments of the daemon.
     pub fn arguments(self) -> Vec<String> {
-        let words: &[&str] = match self {
-            Self::Life => &["--orphan-grace=1s"],
-            Self::Restart => &["--orphan-grace=1s", "--sweep-interval=1s", "--sweep-grace=1ms"],
+        // A sandbox whose CreateVM died with the relay is nobody's until it expires.
+        let sweep: &[&str] = match self {
+            Self::Life => &[],
+            Self::Restart => &["--sweep-interval=1s", "--sweep-grace=1ms"],
         };
-        words.iter().map(|w| (*w).to_owned()).collect()
+        let words = ["--orphan-grace=1s", "--sandbox-expiry=8s"].iter().chain(sweep);
+        words.map(|w| (*w).to_owned()).collect()
     }
 
     /// How long a VM pretends to boot.
@@ -54,6 +56,26 @@ impl Scenario {
             Self::Restart => restart(bed).await,
         }
     }
+
+    /// Takes away what it has itself put there and a daemon keeps for people, when it broke off.
+    ///
+    /// # Errors
+    /// When that cannot be had.
+    pub fn tidy(self, bed: &Bed) -> anyhow::Result<()> {
+        let broken = bed.lab.dir().state().join("broken");
+        for entry in std::fs::read_dir(&broken).into_iter().flatten().flatten() {
+            let ours = entry.file_name().to_string_lossy().starts_with(&damaged());
+            if ours {
+                std::fs::remove_dir_all(entry.path()).context("the damaged record")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whose record is damaged.
+fn damaged() -> String {
+    "d".repeat(64)
 }
 
 async fn life(bed: &mut Bed) -> anyhow::Result<()> {
@@ -126,6 +148,7 @@ async fn restart(bed: &mut Bed) -> anyhow::Result<()> {
     let name = format!("podvm-{}-{}", spec.name, spec.sandbox.get(..8).context("a sandbox id")?);
     let unborn = bed.lab.dir().local().join(name);
     std::fs::create_dir(&unborn).context("hold up pod 6's VM")?;
+    let _unborn = Unborn(unborn.clone());
     let held = (held, hold(&unborn)?);
     let left = launch(bed, spec).await.context("launch pod 6")?;
 
@@ -198,6 +221,16 @@ fn hold(vm: &Path) -> anyhow::Result<Flock<File>> {
     Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, e)| e).context("hold a VM")
 }
 
+/// A VM's directory that this test has made: what nobody has taken up goes with the scenario.
+struct Unborn(PathBuf);
+
+impl Drop for Unborn {
+    fn drop(&mut self) {
+        // Only if it is empty.
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
 /// Kills the node process, wherever it is just then, and has its parent wait before it starts another.
 async fn without_a_node(
     bed: &mut Bed,
@@ -214,7 +247,7 @@ async fn without_a_node(
 
 /// A record that nobody can read.
 fn damage(state: &Path) -> anyhow::Result<()> {
-    let directory = state.join("pods").join("d".repeat(64));
+    let directory = state.join("pods").join(damaged());
     std::fs::create_dir(&directory).context("make a damaged record")?;
     std::fs::write(directory.join("record.json"), "{\"version\": 1, ").context("damage a record")
 }

@@ -25,7 +25,7 @@ use anyhow::{Context, ensure};
 pub use daemon::{Daemon, DaemonOptions, Mode};
 pub use dir::LabDir;
 pub use network::{Network, PodNet};
-pub use survey::Finding;
+pub use survey::{Finding, Kind};
 pub use wait::wait_for;
 
 use crate::shim::PodSpec;
