@@ -59,6 +59,18 @@ pub struct Daemon {
 }
 
 impl Daemon {
+    /// Connections to VMs that the relay has made so far.
+    ///
+    /// # Errors
+    /// When the metrics do not tell.
+    pub async fn links_made(&self) -> anyhow::Result<u64> {
+        let (code, text) = self.get("/metrics").await?;
+        anyhow::ensure!(code == 200, "/metrics: {code}");
+        let line = text.lines().find(|l| l.contains("links") && l.contains("result=\"ok\""));
+        let value = line.and_then(|l| l.rsplit(' ').next()).context("/metrics counts no links")?;
+        value.parse().with_context(|| format!("/metrics: {value:?} is no number"))
+    }
+
     /// Starts it and does not wait.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! ```
 //! Works as root, and as an ordinary user inside [`isolate`]. Labs side by side share nothing.
 
+pub mod cut;
 pub mod daemon;
 mod dir;
 pub mod forge;
