@@ -223,6 +223,16 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_of_another_type_stays_as_it_is_written() {
+        // An empty one, whose length is written in four bytes.
+        let linux = b"\x32\x80\x80\x80\x00".to_vec();
+        let once = edit("CreateContainer", message(&[(OCI, &message(&[(LINUX, &linux)]))]));
+        let Edited::Other(once) = once else { panic!("{once:?}") };
+        assert!(once.windows(linux.len()).any(|bytes| bytes == linux));
+        assert_eq!(Edits::new("/run/netns/podns".to_owned()).apply(&once), Edited::Same);
+    }
+
+    #[test]
     fn a_network_that_is_there_gets_the_pods_path() {
         let container = |entry: &[u8]| {
             let linux = message(&[(NAMESPACES, entry), (NAMESPACES, &namespace("ipc", "/i"))]);

@@ -108,7 +108,8 @@ pub fn text(message: &[u8], number: u32) -> Option<&str> {
     std::str::from_utf8(last?).ok()
 }
 
-/// Gives every occurrence of a field another content; the rest stays byte for byte.
+/// Gives every occurrence of a field another content; the rest stays byte for byte, and so does an
+/// occurrence whose content stays the same, however its length is written.
 ///
 /// # Errors
 /// When the message is no protobuf, or when `change` fails.
@@ -120,9 +121,13 @@ pub fn map<E: From<WireError>>(
     let mut out = Vec::with_capacity(message.len() + 64);
     for field in walk(message) {
         let field = field?;
-        match field.content {
-            Some(content) if field.number == number => put(&mut out, number, &change(content)?),
-            _ => out.extend_from_slice(field.raw),
+        let Some(content) = field.content.filter(|_| field.number == number) else {
+            out.extend_from_slice(field.raw);
+            continue;
+        };
+        match change(content)? {
+            same if same == content => out.extend_from_slice(field.raw),
+            other => put(&mut out, number, &other),
         }
     }
     Ok(out)
@@ -156,6 +161,15 @@ mod tests {
         let changed = map::<WireError>(message, 2, |c| Ok(c.to_ascii_uppercase())).expect("map");
         assert_eq!(changed, b"\x08\x96\x01\x12\x03DNS\x4d\x01\x02\x03\x04\x12\x04MORE");
         assert_eq!(text(message, 2), Some("more"));
+    }
+
+    #[test]
+    fn what_is_not_changed_stays_byte_for_byte() {
+        // The length of the first is written in four bytes, which readers take for 1.
+        let message = b"\x12\x81\x80\x80\x00a\x12\x81\x00b";
+        let changed = |c: &[u8]| Ok(if c == b"b" { b"cd".to_vec() } else { c.to_vec() });
+        let after = map::<WireError>(message, 2, changed).expect("map");
+        assert_eq!(after, b"\x12\x81\x80\x80\x00a\x12\x02cd");
     }
 
     #[test]
