@@ -22,6 +22,9 @@ const MAGIC: &[u8; 4] = b"PPLS";
 /// Of these bytes, not of the link.
 const VERSION: u16 = 1;
 
+/// No honest session counts further, and from here on nothing that is added to a number overflows.
+const MOST: u64 = 1 << 62;
+
 const ANNOUNCED: u8 = 1;
 const OUT_FIN: u8 = 2;
 const OUT_FIN_ACKED: u8 = 4;
@@ -134,7 +137,7 @@ fn read(left: &mut &[u8]) -> Result<Machine, Option<u16>> {
     let keep = Duration::from_millis(left.try_get_u32().map_err(|_| None)?.into());
     let last = left.try_get_u32().map_err(|_| None)?;
     let count = left.try_get_u32().map_err(|_| None)? as usize;
-    if count > MAX_STREAMS + 1 {
+    if count > MAX_STREAMS + 1 || attempt > MOST {
         return Err(None);
     }
     let id = (id != [0; ID]).then_some(SessionId(id));
@@ -183,8 +186,8 @@ fn stream(left: &mut &[u8]) -> Option<(u32, Flow)> {
 fn queue(left: &mut &[u8]) -> Option<Queue> {
     let base = left.try_get_u64().ok()?;
     let length = left.try_get_u32().ok()? as usize;
-    base.checked_add(length as u64)?.checked_add(1)?;
-    let (bytes, rest) = left.split_at_checked(length).filter(|_| length <= WINDOW)?;
+    let in_range = length <= WINDOW && base <= MOST;
+    let (bytes, rest) = left.split_at_checked(length).filter(|_| in_range)?;
     let mut queue = Queue::at(base);
     bytes.chunks(super::READ).for_each(|piece| queue.push_slice(piece));
     *left = rest;

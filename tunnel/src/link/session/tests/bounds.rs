@@ -173,6 +173,21 @@ fn what_another_process_gave_is_checked() {
     assert!(matches!(Machine::import(&long), Err(ExportError::Broken(_))));
 }
 
+#[test]
+fn what_another_process_gave_counts_no_further_than_can_be_counted_on() {
+    let export = pair().0.export().expect("export").as_bytes().to_vec();
+    // The attempt; and of the first stream, the offsets of what goes out and what comes in.
+    for at in [22, 47, 59] {
+        for (number, taken) in [(u64::MAX, false), ((1 << 62) + 1, false), (1 << 62, true)] {
+            let mut other = export.clone();
+            other[at..at + 8].copy_from_slice(&number.to_be_bytes());
+            let mut machine = Machine::import(&Export::from_bytes(other));
+            assert_eq!(machine.is_ok(), taken, "{number} at {at}");
+            machine.iter_mut().for_each(|machine| machine.connect(Duration::ZERO));
+        }
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn hostile_bytes_never_panic_and_never_cost_more_than_they_are(
