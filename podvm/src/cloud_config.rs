@@ -106,8 +106,10 @@ pub fn parse(text: &str) -> Result<Parsed, CloudConfigError> {
     if text.lines().next().map(str::trim_end) != Some("#cloud-config") {
         return Err(CloudConfigError::Header);
     }
-    let document: Document =
-        serde_saphyr::from_str(text).map_err(|e| CloudConfigError::Yaml(one_line(&e)))?;
+    // An alias would be a few bytes that cost as many as the text they stand for.
+    let options = serde_saphyr::options! { budget: serde_saphyr::budget! { max_aliases: 0 } };
+    let document: Document = serde_saphyr::from_str_with_options(text, options)
+        .map_err(|e| CloudConfigError::Yaml(one_line(&e)))?;
     let mut parsed = Parsed::default();
     let mut seen = BTreeSet::new();
     for Item { path, content } in document.write_files {
@@ -172,6 +174,15 @@ mod tests {
         let back = parse(text).expect("parse");
         assert_eq!(back.skipped, ["/etc/shadow", "/run/peerpod/../../etc/passwd"]);
         assert_eq!(back.files.len(), 1);
+    }
+
+    #[test]
+    fn text_that_stands_for_other_text_is_refused() {
+        let anchor = "#cloud-config\nwrite_files:\n- path: /run/peerpod/aa.toml\n  content: &a x\n";
+        assert_eq!(parse(anchor).expect("an anchor alone").files, [file(ALLOWED[0], "x")]);
+        let alias = format!("{anchor}- path: /run/peerpod/cdh.toml\n  content: *a\n");
+        let error = parse(&alias).expect_err("an alias").to_string();
+        assert!(error.contains("aliases"), "{error}");
     }
 
     #[test]
