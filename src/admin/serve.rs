@@ -6,15 +6,16 @@
 //!      └ more than so many: the oldest one makes room, so that whoever holds on shuts nobody out
 //! ```
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use peerpod_tunnel::link::notice::Notices;
+use peerpod_tunnel::link::strangers::{Place, Strangers};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -31,21 +32,18 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Serves until told to end; then all connections are closed.
 pub(super) async fn run(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let mut tasks = JoinSet::new();
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+    let (strangers, notices) = (Strangers::new(CONNECTIONS), Notices::new());
     loop {
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            Some(_) = tasks.join_next() => open.retain(|task| !task.is_finished()),
+            Some(_) = tasks.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    if open.len() >= CONNECTIONS && let Some(oldest) = open.pop_front() {
-                        oldest.abort();
-                    }
-                    open.push_back(tasks.spawn(answer(stream, router.clone())));
+                    tasks.spawn(answer(stream, router.clone(), strangers.enter()));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accepting a connection for probes");
+                    notices.say(|| tracing::warn!(%error, "accepting a connection for probes"));
                     tokio::time::sleep(PAUSE).await;
                 }
             },
@@ -53,7 +51,7 @@ pub(super) async fn run(listener: TcpListener, router: Router, shutdown: Cancell
     }
 }
 
-async fn answer(stream: TcpStream, router: Router) {
+async fn answer(stream: TcpStream, router: Router, place: Place) {
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
         router.clone().oneshot(request.map(axum::body::Body::new))
     });
@@ -63,7 +61,11 @@ async fn answer(stream: TcpStream, router: Router) {
         .keep_alive(false)
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(WHOLE, connection).await {
+    let answered = tokio::select! {
+        answered = tokio::time::timeout(WHOLE, connection) => answered,
+        () = place.sent_away() => return,
+    };
+    match answered {
         Ok(Ok(())) => {}
         // Whoever speaks like that is not to fill the log.
         Ok(Err(error)) => tracing::debug!(%error, "a connection for probes broke"),

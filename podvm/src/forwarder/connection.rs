@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use nix::sys::socket::{setsockopt, sockopt};
+use peerpod_tunnel::link::strangers::Place;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -24,8 +25,7 @@ use tokio_util::task::TaskTracker;
 use super::agent::AgentError;
 use super::requests::{READ, Requests, RequestsError};
 use super::responses::{self, ResponsesError};
-use super::strangers::{PLACES, Place};
-use super::{Shared, session};
+use super::{PLACES, Shared, session};
 
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);

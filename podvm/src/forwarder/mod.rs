@@ -12,18 +12,18 @@
 
 mod agent;
 mod connection;
-mod notice;
 mod requests;
 mod responses;
 mod session;
-mod strangers;
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peerpod_tunnel::link::notice::Notices;
 use peerpod_tunnel::link::session::Sessions;
+use peerpod_tunnel::link::strangers::Strangers;
 use podvm::contract::FORWARDER_PORT;
 use podvm::edit::Edits;
 use tokio::net::{TcpListener, TcpStream};
@@ -34,9 +34,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use agent::Agent;
-use notice::Notices;
-use strangers::Strangers;
 
+/// Places of strangers. With TLS's longest handshake message and what is read at once, some 40 MiB.
+const PLACES: usize = 256;
 /// Connections at once; a pod has a handful.
 const CONNECTIONS: usize = 1024;
 /// How long connections may go on after the signal to stop.
@@ -108,7 +108,7 @@ impl Forwarder {
             edits: Edits::new(settings.podns),
             frame_stall: settings.frame_stall,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
-            strangers: Strangers::default(),
+            strangers: Strangers::new(PLACES),
             notices: Notices::default(),
             sessions: Sessions::new(&format!("podvm {}", env!("CARGO_PKG_VERSION"))),
         };

@@ -6,11 +6,10 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use peerpod_tunnel::link::frame::{FrameError, HEADER, Header, Response};
 use peerpod_tunnel::link::gate::{Gate, Step};
+use peerpod_tunnel::link::notice::Notices;
 use podvm::edit::{Edited, Edits, wanted};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
-
-use super::notice::Notices;
 
 /// How much is read at once, in bytes: four records of TLS.
 pub(super) const READ: usize = 64 << 10;

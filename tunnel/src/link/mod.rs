@@ -10,8 +10,10 @@
 pub mod call;
 pub mod frame;
 pub mod gate;
+pub mod notice;
 pub mod secret;
 pub mod session;
+pub mod strangers;
 pub mod tls;
 pub mod wire;
 

@@ -21,6 +21,9 @@ use super::link::Link;
 use super::machine::Over;
 use super::stream::Stream;
 use super::{GREETING_TIME, HEAD, MAX_GREETING, MAX_SESSIONS};
+use crate::link::notice::Notices;
+
+static NOTICES: Notices = Notices::new();
 
 /// How long a refusal may take to be written.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -140,7 +143,7 @@ impl Sessions {
         match link.join(hello, attempt) {
             Ok(number) => Ok((link, number)),
             Err(violation) => {
-                tracing::warn!("a session is over: {violation}");
+                NOTICES.say(|| tracing::warn!("a session is over: {violation}"));
                 all.remove(&id);
                 Err(Refusal::Unknown)
             }

@@ -9,8 +9,9 @@ use tokio::time::Instant;
 const LINES: u32 = 20;
 const PERIOD: Duration = Duration::from_secs(10);
 
+/// One kind of lines, or those about one peer.
 #[derive(Debug, Default)]
-pub(super) struct Notices(Mutex<Option<Period>>);
+pub struct Notices(Mutex<Option<Period>>);
 
 #[derive(Debug)]
 struct Period {
@@ -20,8 +21,13 @@ struct Period {
 }
 
 impl Notices {
+    /// Of which nothing was said yet.
+    pub const fn new() -> Self {
+        Self(Mutex::new(None))
+    }
+
     /// Says it, or counts it.
-    pub(super) fn say(&self, line: impl FnOnce()) {
+    pub fn say(&self, line: impl FnOnce()) {
         let unsaid = {
             let mut period = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
