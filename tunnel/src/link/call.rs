@@ -5,6 +5,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::frame::{Frame, FrameError, FrameReader, Kind, Request, Response};
 
+/// Bytes of an answer: there is little to say in one.
+const MAX_ANSWER: usize = 64 << 10;
+/// Frames that answer nothing, before the answer.
+const STRAY: usize = 16;
+
 /// Why a call brought no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
@@ -27,6 +32,9 @@ pub enum CallError {
     /// The peer closed instead of answering.
     #[error("connection closed before the answer to {0}")]
     Closed(&'static str),
+    /// The peer says a great deal, but not what it was asked.
+    #[error("{STRAY} frames instead of the answer to {0}")]
+    Stray(&'static str),
     /// The peer answered with an error.
     #[error("{method} refused: code {code}: {message}")]
     Refused {
@@ -51,7 +59,7 @@ impl<S: AsyncRead + AsyncWrite> Caller<S> {
     /// Speaks over `stream`.
     pub fn new(stream: S) -> Self {
         let (reader, writer) = tokio::io::split(stream);
-        Self { reader: FrameReader::new(reader, None), writer, stream: 1 }
+        Self { reader: FrameReader::new(reader, None).at_most(MAX_ANSWER), writer, stream: 1 }
     }
 
     /// Calls and waits for the answer's payload. The caller bounds the time.
@@ -75,7 +83,7 @@ impl<S: AsyncRead + AsyncWrite> Caller<S> {
         };
         let sent = request.frame(stream, 0).write(&mut self.writer).await;
         sent.map_err(|source| CallError::Send { method, source })?;
-        loop {
+        for _ in 0..STRAY {
             let frame = self.reader.next().await;
             let frame = frame.map_err(|source| CallError::Receive { method, source })?;
             match frame {
@@ -86,6 +94,7 @@ impl<S: AsyncRead + AsyncWrite> Caller<S> {
                 Some(_) => {}
             }
         }
+        Err(CallError::Stray(method))
     }
 
     /// Asks `grpc.Health/Check`, as kata shims do; an answer of any status is a sign of life.

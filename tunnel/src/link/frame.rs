@@ -12,6 +12,9 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::Instant;
+
+use super::wire;
 
 /// Bytes before the payload.
 pub const HEADER: usize = 10;
@@ -19,6 +22,10 @@ pub const HEADER: usize = 10;
 pub const MAX_PAYLOAD: usize = 4 << 20;
 /// How much is read ahead into an idle connection's buffer.
 const READ_AHEAD: usize = 4 << 10;
+/// A slow peer gets as much time again for so many bytes of a frame that have come.
+const PIECE: usize = 1 << 20;
+/// Pairs of metadata of a request. A pair of two bytes takes 48 when it is decoded.
+const MAX_PAIRS: usize = 1024;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +118,9 @@ pub enum FrameError {
     /// The header announces more than the protocol allows.
     #[error("frame of {0} bytes announced, the limit is {MAX_PAYLOAD}")]
     TooLong(usize),
+    /// More than a frame can have to say here.
+    #[error("frame of {0} bytes announced, at most {1} are awaited")]
+    Unawaited(usize, usize),
     /// A type that ttrpc does not have.
     #[error("frame of unknown type {0}")]
     UnknownType(u8),
@@ -129,6 +139,12 @@ pub enum FrameError {
     /// A request that names another method once its payload has gone by.
     #[error("request names its method again behind its payload")]
     NamedTwice,
+    /// A request with more metadata than anybody sends.
+    #[error("request has {0} pairs of metadata, the limit is {MAX_PAIRS}")]
+    Metadata(usize),
+    /// A payload that is no protobuf.
+    #[error("request does not parse: {0}")]
+    Wire(#[from] wire::WireError),
     /// A payload that is no ttrpc request.
     #[error("request does not parse: {0}")]
     Request(#[from] prost::DecodeError),
@@ -141,18 +157,33 @@ pub struct FrameReader<R> {
     inner: R,
     buffer: BytesMut,
     stall: Option<Duration>,
+    /// Since when the rest of a frame is waited for.
+    begun: Option<Instant>,
+    largest: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
-    /// Reads from `inner`. With `stall`, a frame that has begun must be whole within that time.
+    /// Reads from `inner`. With `stall`, a frame that has begun must be whole within that time, and as
+    /// much again for each MiB of it.
     pub fn new(inner: R, stall: Option<Duration>) -> Self {
-        Self { inner, buffer: BytesMut::new(), stall }
+        Self::resume(inner, stall, &[])
+    }
+
+    /// Takes no frame with a longer payload, where nothing long can be meant.
+    pub fn at_most(self, largest: usize) -> Self {
+        Self { largest, ..self }
     }
 
     /// Reads on where another reader has stopped: `buffered` is what that one had read and not given
     /// out.
     pub fn resume(inner: R, stall: Option<Duration>, buffered: &[u8]) -> Self {
-        Self { inner, buffer: BytesMut::from(buffered), stall }
+        let buffer = BytesMut::from(buffered);
+        Self { inner, buffer, stall, begun: None, largest: MAX_PAYLOAD }
+    }
+
+    /// It was not read from for a while: that was not the peer's doing.
+    pub fn rested(&mut self) {
+        self.begun = None;
     }
 
     /// What was read and is not given out yet.
@@ -172,6 +203,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub async fn next(&mut self) -> Result<Option<Frame>, FrameError> {
         loop {
             if let Some(frame) = self.take()? {
+                self.begun = None;
                 return Ok(Some(frame));
             }
             if self.buffer.is_empty() {
@@ -182,9 +214,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 continue;
             }
             let more = match self.stall {
-                Some(limit) => tokio::time::timeout(limit, self.fill())
-                    .await
-                    .map_err(|_| FrameError::Stalled(limit))??,
+                Some(limit) => {
+                    let begun = *self.begun.get_or_insert_with(Instant::now);
+                    let pieces = u32::try_from(self.buffer.len() / PIECE).unwrap_or(u32::MAX);
+                    let allowed = limit.saturating_mul(pieces.saturating_add(1));
+                    tokio::time::timeout_at(begun + allowed, self.fill())
+                        .await
+                        .map_err(|_| FrameError::Stalled(allowed))??
+                }
                 None => self.fill().await?,
             };
             if !more {
@@ -216,6 +253,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             return Ok(None);
         };
         let Header { length, stream, kind, flags } = Header::parse(header)?;
+        if length > self.largest {
+            return Err(FrameError::Unawaited(length, self.largest));
+        }
         if self.buffer.len() < HEADER + length {
             // Only now, with the length checked, is memory set aside for it; it grows by what
             // really arrives, so an announced length alone costs nothing.
@@ -306,8 +346,12 @@ impl Request {
     /// Decodes a request frame's payload.
     ///
     /// # Errors
-    /// When it is no ttrpc request.
+    /// When it is no ttrpc request, or one with more metadata than anybody sends.
     pub fn parse(payload: &Bytes) -> Result<Self, FrameError> {
+        let pairs = wire::count(payload, 5)?;
+        if pairs > MAX_PAIRS {
+            return Err(FrameError::Metadata(pairs));
+        }
         Ok(<Self as prost::Message>::decode(payload.clone())?)
     }
 
@@ -380,6 +424,47 @@ mod tests {
         near.write_all(&[0, 0, 0]).await.expect("write");
         let mut reader = FrameReader::new(far, Some(Duration::from_secs(5)));
         assert!(matches!(reader.next().await, Err(FrameError::Stalled(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_byte_a_second_does_not_hold_a_frame_open_for_long() {
+        let (mut near, far) = tokio::io::duplex(64);
+        let sender = tokio::spawn(async move {
+            for byte in header(1000, 1, 1).into_iter().chain([7; 1000]) {
+                near.write_all(&[byte]).await.expect("write");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let mut reader = FrameReader::new(far, Some(Duration::from_secs(5)));
+        let begin = Instant::now();
+        // Whoever waits for other things as well comes back to the same frame.
+        let error = loop {
+            if let Ok(read) = tokio::time::timeout(Duration::from_secs(2), reader.next()).await {
+                break read.expect_err("too slow");
+            }
+        };
+        assert!(matches!(error, FrameError::Stalled(_)), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(7), "{:?}", begin.elapsed());
+        sender.abort();
+    }
+
+    #[tokio::test]
+    async fn a_long_frame_is_refused_where_short_ones_are_awaited() {
+        let long = [&header(5, 1, 1)[..], &[0; 5]].concat();
+        let mut reader = FrameReader::new(&long[..], None).at_most(4);
+        let error = reader.next().await.expect_err("too long");
+        assert!(matches!(error, FrameError::Unawaited(5, 4)), "{error}");
+    }
+
+    #[test]
+    fn metadata_that_would_take_a_multiple_of_its_bytes_is_refused() {
+        let payload = Bytes::from([0x2a, 0].repeat(MAX_PAIRS + 1));
+        let error = Request::parse(&payload).expect_err("too many");
+        assert!(matches!(error, FrameError::Metadata(_)), "{error}");
+        assert!(Request::parse(&payload.slice(2..)).is_ok());
+        // What the count cannot read, the decoder must not either.
+        let hidden = Bytes::from([&[0x4b, 0x4c][..], &payload].concat());
+        assert!(matches!(Request::parse(&hidden), Err(FrameError::Wire(_))));
     }
 
     #[test]

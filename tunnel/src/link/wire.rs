@@ -108,6 +108,19 @@ pub fn text(message: &[u8], number: u32) -> Option<&str> {
     std::str::from_utf8(last?).ok()
 }
 
+/// How often a field of text, bytes or messages occurs.
+///
+/// # Errors
+/// When the message is no protobuf.
+pub fn count(message: &[u8], number: u32) -> Result<usize, WireError> {
+    let mut count = 0;
+    for field in walk(message) {
+        let field = field?;
+        count += usize::from(field.number == number && field.content.is_some());
+    }
+    Ok(count)
+}
+
 /// Gives every occurrence of a field another content; the rest stays byte for byte, and so does an
 /// occurrence whose content stays the same, however its length is written.
 ///
