@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use peerpod_tunnel::link::frame::Request;
+use peerpod_tunnel::link::notice::Notices;
+use peerpod_tunnel::link::wire;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +16,10 @@ use crate::proto::{hypervisor, podvminfo};
 const VERSION: &str = "0.0.0";
 /// No caller waits longer, whatever it says; a Rust shim says 10 000 s.
 const BUDGET_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Field of CreateVM that holds the annotations, and how many there may be.
+const ANNOTATIONS: u32 = 2;
+const MAX_ANNOTATIONS: usize = 4096;
 
 /// A call with its message.
 #[derive(Debug)]
@@ -39,7 +45,10 @@ impl Call {
     /// UNIMPLEMENTED for what we do not serve, INVALID_ARGUMENT for a message that does not parse.
     pub(super) fn parse(request: &Request) -> Result<Self, Failure> {
         let what = match (request.service.as_str(), request.method.as_str()) {
-            (hypervisor::SERVICE, "CreateVM") => What::Create(message(request)?),
+            (hypervisor::SERVICE, "CreateVM") => {
+                annotations(&request.payload)?;
+                What::Create(message(request)?)
+            }
             (hypervisor::SERVICE, "StartVM") => What::Start(message(request)?),
             (hypervisor::SERVICE, "StopVM") => What::Stop(message(request)?),
             (hypervisor::SERVICE, "Version") => {
@@ -83,6 +92,7 @@ impl Call {
         self,
         sandboxes: &dyn Sandboxes,
         shutdown: &CancellationToken,
+        notices: &Notices,
     ) -> Result<Bytes, Failure> {
         let begin = Instant::now();
         let result = self.answer(sandboxes).await;
@@ -90,7 +100,10 @@ impl Call {
         match &result {
             Ok(_) => tracing::debug!(?took, "answered"),
             Err(_) if shutdown.is_cancelled() => tracing::debug!(?took, "left to the successor"),
-            Err(failure) => tracing::warn!(?took, kind = ?failure.kind, %failure, "refused"),
+            Err(failure) => {
+                let kind = failure.kind;
+                notices.say(|| tracing::warn!(?took, ?kind, %failure, "refused"));
+            }
         }
         result
     }
@@ -137,6 +150,18 @@ async fn within<T>(
 fn budget(nanoseconds: i64) -> Option<Duration> {
     let left = u64::try_from(nanoseconds).unwrap_or(0);
     (nanoseconds != 0).then(|| Duration::from_nanos(left).min(BUDGET_MAX))
+}
+
+/// A map's entries take many times their bytes, so they are counted first.
+fn annotations(message: &[u8]) -> Result<(), Failure> {
+    let invalid = |words: String| Err(Failure::new(FailureKind::Invalid, words));
+    match wire::count(message, ANNOTATIONS) {
+        Ok(..=MAX_ANNOTATIONS) => Ok(()),
+        Ok(count) => {
+            invalid(format!("annotations: {count} of them, the limit is {MAX_ANNOTATIONS}"))
+        }
+        Err(e) => invalid(format!("the message of CreateVM does not parse: {e}")),
+    }
 }
 
 fn message<M: Message + Default>(request: &Request) -> Result<M, Failure> {

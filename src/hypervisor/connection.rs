@@ -7,7 +7,7 @@
 //!           (the caller has gone)                      caller has not gone
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,6 +17,8 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use peerpod_tunnel::link::frame::{Frame, FrameError, FrameReader, Kind, Request, Response};
+use peerpod_tunnel::link::notice::Notices;
+use peerpod_tunnel::link::strangers::Room;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +37,7 @@ pub(super) struct Connection {
     pub(super) limits: Limits,
     pub(super) shutdown: CancellationToken,
     pub(super) tracker: Tracker,
+    pub(super) notices: Arc<Notices>,
 }
 
 /// Why a connection ends before its peer wants it to.
@@ -50,6 +53,8 @@ enum Broken {
     Write(std::io::Error),
     #[error("the peer does not take its answers")]
     NotRead,
+    #[error("too many connections")]
+    TooMany,
 }
 
 /// What comes of a frame that starts no task.
@@ -61,6 +66,24 @@ enum Refusal {
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         Self::Answer(failure)
+    }
+}
+
+/// Requests that are unanswered, by stream, and their bytes.
+#[derive(Debug, Default)]
+struct Held {
+    streams: BTreeMap<u32, usize>,
+    bytes: usize,
+}
+
+impl Held {
+    fn add(&mut self, frame: &Frame) {
+        self.bytes += frame.payload.len();
+        self.streams.insert(frame.stream, frame.payload.len());
+    }
+
+    fn remove(&mut self, stream: u32) {
+        self.bytes -= self.streams.remove(&stream).unwrap_or_default();
     }
 }
 
@@ -85,14 +108,16 @@ impl Future for Running {
 
 impl Connection {
     /// Serves until the peer closes, breaks the protocol, or we shut down.
-    pub(super) async fn run(self, stream: UnixStream) {
+    pub(super) async fn run(self, stream: UnixStream, room: Room) {
         let (read, mut write) = stream.into_split();
         let mut reader = FrameReader::new(read, Some(self.limits.stall));
         let connection = self.number;
-        match self.speak(&mut reader, &mut write).await {
+        match self.speak(&mut reader, &mut write, room).await {
             Ok(()) => tracing::debug!(connection, "hypervisor connection closed"),
             Err(reason) => {
-                tracing::warn!(connection, %reason, "hypervisor connection closed by us");
+                self.notices.say(|| {
+                    tracing::warn!(connection, %reason, "hypervisor connection closed by us");
+                });
             }
         }
     }
@@ -101,15 +126,16 @@ impl Connection {
         &self,
         reader: &mut FrameReader<OwnedReadHalf>,
         write: &mut OwnedWriteHalf,
+        mut room: Room,
     ) -> Result<(), Broken> {
         let mut running = FuturesUnordered::<Running>::new();
-        let mut streams = BTreeSet::new();
+        let mut held = Held::default();
         loop {
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return Ok(()),
                 Some((stream, result)) = running.next() => {
-                    streams.remove(&stream);
+                    held.remove(stream);
                     if result.is_err() && self.shutdown.is_cancelled() {
                         // The successor answers: an error now would fail a pod for our restart.
                         return Ok(());
@@ -118,17 +144,23 @@ impl Connection {
                 }
                 frame = reader.next() => {
                     let Some(frame) = frame? else { return Ok(()) };
+                    if !room.speaks() {
+                        return Err(Broken::TooMany);
+                    }
                     let stream = frame.stream;
-                    if streams.contains(&stream) {
+                    if held.streams.contains_key(&stream) {
                         return Err(Broken::StreamTwice(stream));
                     }
-                    match self.accept(&frame, streams.len()) {
+                    match self.accept(&frame, &held) {
                         Ok(task) => {
-                            streams.insert(stream);
+                            held.add(&frame);
                             running.push(Running { stream, task });
                         }
                         Err(Refusal::Answer(words)) => {
-                            tracing::warn!(connection = self.number, stream, %words, "refused");
+                            let connection = self.number;
+                            self.notices.say(|| {
+                                tracing::warn!(connection, stream, %words, "refused");
+                            });
                             self.answer(write, stream, Err(words)).await?;
                         }
                         Err(Refusal::Close(reason)) => return Err(reason),
@@ -139,7 +171,7 @@ impl Connection {
     }
 
     /// Starts a request's task.
-    fn accept(&self, frame: &Frame, running: usize) -> Result<Task, Refusal> {
+    fn accept(&self, frame: &Frame, held: &Held) -> Result<Task, Refusal> {
         let invalid = |words: &str| Err(Failure::new(FailureKind::Invalid, words).into());
         match frame.kind {
             Kind::Request => {}
@@ -149,8 +181,11 @@ impl Connection {
         if frame.stream.is_multiple_of(2) {
             return invalid("the stream of a client's request has an odd number");
         }
-        if running >= self.limits.requests {
-            let words = format!("{running} requests of this connection are unanswered");
+        let bytes = held.bytes + frame.payload.len();
+        if held.streams.len() >= self.limits.requests || bytes > self.limits.bytes {
+            let (running, before) = (held.streams.len(), held.bytes);
+            let words =
+                format!("{running} requests of this connection, of {before} bytes, are unanswered");
             return Err(Failure::new(FailureKind::Exhausted, words).into());
         }
         Ok(self.start(frame)?)
@@ -168,8 +203,8 @@ impl Connection {
             stream = frame.stream,
         );
         let sandboxes = Arc::clone(&self.sandboxes);
-        let shutdown = self.shutdown.clone();
-        let work = async move { call.run(&*sandboxes, &shutdown).await };
+        let (shutdown, notices) = (self.shutdown.clone(), Arc::clone(&self.notices));
+        let work = async move { call.run(&*sandboxes, &shutdown, &notices).await };
         let task = self.tracker.spawn("hypervisor request", work.instrument(span));
         Ok(AbortOnDropHandle::new(task))
     }

@@ -18,8 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use peerpod_tunnel::link::notice::Notices;
+use peerpod_tunnel::link::strangers::Crowd;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use failure::{Failure, FailureKind, chain};
@@ -56,17 +57,27 @@ pub trait Sandboxes: Send + Sync + 'static {
 /// What one process of ours takes from its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at a time; a shim has one (Rust) or one a call (Go).
+    /// Connections that have asked something, at a time; a shim has one (Rust) or one a call (Go).
     pub connections: usize,
+    /// Those that have asked nothing yet; of more, the oldest is closed.
+    pub silent: usize,
     /// Unanswered requests of one connection; a Rust shim has at most four.
     pub requests: usize,
+    /// And their bytes, after which another one is refused.
+    pub bytes: usize,
     /// How long a frame that has begun may take to arrive, or to be taken by the peer.
     pub stall: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 2048, requests: 64, stall: Duration::from_secs(10) }
+        Self {
+            connections: 2048,
+            silent: 256,
+            requests: 64,
+            bytes: 8 << 20,
+            stall: Duration::from_secs(10),
+        }
     }
 }
 
@@ -78,7 +89,8 @@ pub async fn serve(
     shutdown: CancellationToken,
     tracker: Tracker,
 ) {
-    let places = Arc::new(Semaphore::new(limits.connections));
+    let crowd = Crowd::new(limits.silent, limits.connections);
+    let notices = Arc::new(Notices::new());
     for number in 0_u64.. {
         let accepted = tokio::select! {
             biased;
@@ -88,30 +100,35 @@ pub async fn serve(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "accepting a hypervisor connection");
+                notices.say(|| tracing::warn!(%error, "accepting a hypervisor connection"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         if let Err(reason) = admit(&stream) {
-            tracing::warn!(connection = number, reason, "hypervisor connection refused");
+            notices.say(|| {
+                tracing::warn!(connection = number, reason, "hypervisor connection refused");
+            });
             continue;
         }
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            let limit = limits.connections;
-            tracing::warn!(connection = number, limit, "too many hypervisor connections: refused");
-            continue;
-        };
         let connection = Connection {
             number,
             sandboxes: Arc::clone(&sandboxes),
             limits,
             shutdown: shutdown.clone(),
             tracker: tracker.clone(),
+            notices: Arc::clone(&notices),
         };
+        let (room, notices) = (crowd.enter(), Arc::clone(&notices));
         tracker.spawn("hypervisor connection", async move {
-            connection.run(stream).await;
-            drop(place);
+            let away = room.sent_away();
+            tokio::select! {
+                () = connection.run(stream, room) => {}
+                // Once it has asked something it has its place no more, and nobody can have it.
+                () = away => notices.say(|| {
+                    tracing::warn!(connection = number, "closed by us: silent, and others came");
+                }),
+            }
         });
     }
 }

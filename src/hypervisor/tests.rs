@@ -1,5 +1,7 @@
 //! The edge through a real socket: calls as shims make them, and frames as nobody should.
 
+mod bounds;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -425,56 +427,6 @@ async fn a_stream_that_is_used_twice_at_a_time_closes_the_connection() {
     raw.start(1, "hang", 0).await;
     assert_eq!(raw.answer().await, None);
     assert_eq!(edge.event().await, "hang dropped, shutdown false");
-    edge.lives().await;
-}
-
-#[tokio::test]
-async fn requests_of_a_connection_are_bounded() {
-    let mut edge = Edge::new(Limits { requests: 2, ..Limits::default() });
-    let mut raw = edge.raw().await;
-    for stream in [1, 3] {
-        raw.start(stream, "hang", 0).await;
-        edge.event().await;
-    }
-    raw.stop(5, "c1", 0).await;
-    assert_eq!(raw.code().await, Some((5, 8)));
-    edge.lives().await;
-    edge.scripted.go.notify_waiters();
-    let mut answered = [raw.code().await, raw.code().await];
-    answered.sort();
-    assert_eq!(answered, [Some((1, 0)), Some((3, 0))]);
-    raw.stop(7, "c1", 0).await;
-    assert_eq!(raw.code().await, Some((7, 0)), "there is room again");
-}
-
-#[tokio::test]
-async fn connections_are_bounded_and_their_places_come_back() {
-    let edge = Edge::new(Limits { connections: 1, ..Limits::default() });
-    let mut first = edge.caller().await;
-    version(&mut first).await.expect("the first has the place");
-    version(&mut edge.caller().await).await.expect_err("no place for a second");
-    version(&mut first).await.expect("the first goes on");
-    drop(first);
-    let again = async { while version(&mut edge.caller().await).await.is_err() {} };
-    soon(again).await;
-}
-
-#[tokio::test]
-async fn a_peer_that_takes_no_answers_is_let_go() {
-    let limits = Limits { stall: Duration::from_millis(50), ..Limits::default() };
-    let mut edge = Edge::new(limits);
-    let mut raw = edge.raw().await;
-    for stream in [1, 3, 5] {
-        let create = CreateVmRequest { id: "1000000".into(), ..CreateVmRequest::default() };
-        raw.send(stream, "CreateVM", &create, 0).await;
-    }
-    edge.event().await;
-    let gone = async {
-        while edge.tracker.running().contains_key("hypervisor connection") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon(gone).await;
     edge.lives().await;
 }
 
