@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use peerpod_tunnel::link::Secret;
+use peerpod_tunnel::link::notice::Notices;
+use peerpod_tunnel::link::strangers::{Place, Stay};
 use peerpod_tunnel::link::tls::{ClientTls, Profile};
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
@@ -30,6 +32,9 @@ pub(super) const STAGE: &str = "peerpodd-stage";
 pub(super) const MAX_MESSAGE: usize = 8 << 20;
 /// How long the first message of Attach may take.
 const FIRST: Duration = Duration::from_secs(5);
+
+/// Of node processes that come and go.
+static ATTACHING: Notices = Notices::new();
 
 /// Where a call failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -337,6 +342,7 @@ impl relay_server::Relay for Service {
         &self,
         request: Request<Streaming<proto::FromNode>>,
     ) -> Result<Response<ToNode>, Status> {
+        let caller = request.extensions().get::<Arc<Place>>().cloned();
         let mut from = request.into_inner();
         let first = tokio::time::timeout(FIRST, from.message()).await;
         let first = first.map_err(|_| refuse("the first message of Attach did not come"))??;
@@ -345,11 +351,15 @@ impl relay_server::Relay for Service {
         };
         self.check_api(attached.api, attached.oldest, &attached.build)?;
         check_path(Path::new(&attached.node_socket)).map_err(|e| refuse(e.to_string()))?;
-        tracing::info!(build = attached.build, socket = attached.node_socket, "node attached");
+        ATTACHING.say(|| {
+            tracing::info!(build = attached.build, socket = attached.node_socket, "node attached");
+        });
         let events = self.hub.attach(attached);
         let (hub, session) = (self.hub.clone(), events.session);
         let ended = CancellationToken::new();
-        let guard = Detach { hub: hub.clone(), session, _ended: ended.clone().drop_guard() };
+        let _stays = caller.map(|place| place.stay());
+        let guard =
+            Detach { hub: hub.clone(), session, _ended: ended.clone().drop_guard(), _stays };
         self.desk.tracker.spawn("relay: messages of the node", async move {
             ended.run_until_cancelled(listen(&hub, session, from)).await;
             hub.detach(session);
@@ -366,7 +376,9 @@ async fn listen(hub: &Hub, session: u64, mut from: Streaming<proto::FromNode>) {
             Ok(Some(message)) => message.message,
             Ok(None) => return,
             Err(e) => {
-                tracing::info!(error = e.message(), "the node process has gone");
+                ATTACHING.say(|| {
+                    tracing::info!(error = e.message(), "the node process has gone");
+                });
                 return;
             }
         };
@@ -394,6 +406,8 @@ struct Detach {
     hub: Arc<Hub>,
     session: u64,
     _ended: tokio_util::sync::DropGuard,
+    /// Whoever is attached does not make room for others.
+    _stays: Option<Stay>,
 }
 
 impl Drop for Detach {

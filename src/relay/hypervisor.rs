@@ -19,7 +19,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::future::OptionFuture;
 use peerpod_tunnel::link::frame::{Frame, FrameError, FrameReader, Kind, Request};
+use peerpod_tunnel::link::notice::Notices;
+use peerpod_tunnel::link::strangers::Room;
 use peerpod_tunnel::link::wire;
 use tokio::net::UnixStream;
 use tokio::sync::{Notify, watch};
@@ -54,6 +57,9 @@ const ID: u32 = 1;
 /// The call that outlives its shim.
 const STOP: &str = "StopVM";
 
+/// Of connections that ended in another way than they should.
+static NOTICES: Notices = Notices::new();
+
 /// A shim's connection and all that is under way on it.
 #[derive(Debug)]
 pub(super) struct Talk {
@@ -63,6 +69,8 @@ pub(super) struct Talk {
     named: Vec<Guard>,
     /// The shim has closed.
     ended: bool,
+    /// `None` for one that another relay has let in.
+    room: Option<Room>,
 }
 
 /// The connection to a node process.
@@ -75,9 +83,10 @@ struct NodeSide {
 
 impl Talk {
     /// One that begins.
-    pub(super) fn new(shim: UnixStream) -> Self {
+    pub(super) fn new(shim: UnixStream, room: Room) -> Self {
         let (queue, named) = (Queue::default(), Vec::new());
-        Self { shim: Side::new(shim, Some(STALL)), node: None, queue, named, ended: false }
+        let shim = Side::new(shim, Some(STALL));
+        Self { shim, node: None, queue, named, ended: false, room: Some(room) }
     }
 
     /// One that another relay has led so far.
@@ -107,7 +116,7 @@ impl Talk {
         let named = told.named.iter().map(|sandbox| hub.enter(sandbox, hub::Side::Hypervisor));
         let named = named.collect();
         let shim = side(shim, Some(STALL), told.shim);
-        Self { shim, node, queue, named, ended: told.ended }
+        Self { shim, node, queue, named, ended: told.ended, room: None }
     }
 
     fn part(&self) -> std::io::Result<Part> {
@@ -132,14 +141,17 @@ impl Talk {
     pub(super) async fn lead(mut self, hub: Arc<Hub>, mut member: Member) {
         loop {
             {
-                let Self { shim, node, queue, named, ended } = &mut self;
+                let Self { shim, node, queue, named, ended, room } = &mut self;
+                let away = room.as_ref().map(Room::sent_away);
                 let Side { reader, out } = shim;
                 let stream = reader.get_ref().clone();
                 let reading = async {
                     if !*ended {
-                        match read_shim(&hub, queue, reader, named).await {
+                        match read_shim(&hub, queue, reader, named, room).await {
                             Ok(()) => tracing::debug!("a shim closed its hypervisor connection"),
-                            Err(e) => tracing::warn!(error = %e, "hypervisor connection closed"),
+                            Err(e) => NOTICES.say(|| {
+                                tracing::warn!(error = %e, "hypervisor connection closed");
+                            }),
                         }
                         *ended = true;
                         named.clear();
@@ -151,8 +163,14 @@ impl Talk {
                     biased;
                     () = member.frozen() => {}
                     () = reading => return,
+                    // Once it has asked something it has its place no more, and nobody can have it.
+                    Some(()) = OptionFuture::from(away) => return NOTICES.say(|| {
+                        tracing::warn!("hypervisor connection closed: silent, and others came");
+                    }),
                     why = keep_node(&hub, queue, (&stream, out), node) => {
-                        return tracing::info!(why, "hypervisor connection closed");
+                        return NOTICES.say(|| {
+                            tracing::info!(why, "hypervisor connection closed");
+                        });
                     }
                 }
             }
@@ -173,12 +191,15 @@ async fn last_calls(hub: &Hub, queue: &Queue) {
         return;
     }
     let Some(_kept) = hub.keep(calls) else {
-        tracing::warn!(calls, "too many StopVM of closed shims are kept, these are dropped");
-        return;
+        return NOTICES.say(|| {
+            tracing::warn!(calls, "too many StopVM of closed shims are kept, these are dropped");
+        });
     };
-    tracing::info!(calls, "StopVM is kept, its shim did not wait for the answer");
+    NOTICES.say(|| tracing::info!(calls, "StopVM is kept, its shim did not wait for the answer"));
     if tokio::time::timeout(KEPT, queue.all_answered()).await.is_err() {
-        tracing::warn!("no node process has answered StopVM of a closed shim, it is dropped");
+        NOTICES.say(|| {
+            tracing::warn!("no node process has answered StopVM of a closed shim, it is dropped");
+        });
     }
 }
 
@@ -187,12 +208,17 @@ async fn read_shim(
     queue: &Queue,
     reader: &mut FrameReader<Half>,
     named: &mut Vec<Guard>,
+    place: &mut Option<Room>,
 ) -> Result<(), FrameError> {
     loop {
         if !room(queue, reader.get_ref()).await {
             return Ok(());
         }
         let Some(frame) = reader.next().await? else { return Ok(()) };
+        if place.as_mut().is_some_and(|place| !place.speaks()) {
+            NOTICES.say(|| tracing::warn!("hypervisor connection closed: too many"));
+            return Ok(());
+        }
         let pending = match frame.kind {
             Kind::Request => call(&frame)?,
             Kind::Response | Kind::Data => None,

@@ -29,6 +29,7 @@
 //! The other half of this module, [`RelayClient`], runs in the node process.
 
 pub mod api;
+mod caller;
 mod client;
 mod control;
 mod counters;

@@ -9,9 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use peerpod_tunnel::link::notice::Notices;
+use peerpod_tunnel::link::strangers::{Crowd, Strangers};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
+use super::caller::Caller;
 use super::control;
 use super::gate::{Gate, Member};
 use super::handover::{GiveError, Giver, Inherited, Kins, Sockets, Successor, message};
@@ -26,6 +29,15 @@ use crate::shutdown::Tracker;
 
 /// How long calls of the node process that are under way may take once the relay is to end.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Of hand-overs that did not come about.
+static REFUSED: Notices = Notices::new();
+/// Connections at the hypervisor socket that have asked nothing yet, …
+const SILENT: usize = 256;
+/// … and those that have; a Go shim makes one for each call.
+const SHIMS: usize = 2048;
+/// Connections at the control socket, besides that of the node process that is attached.
+const CALLERS: usize = 64;
 
 /// What outlasts a reign.
 #[derive(Debug)]
@@ -209,12 +221,14 @@ impl Realm {
         let api = RelayServer::new(service)
             .max_decoding_message_size(control::MAX_MESSAGE)
             .max_encoding_message_size(control::MAX_MESSAGE);
-        let accepting = (self.sockets.control.clone(), desk.clone(), desk.gate.member());
-        let incoming =
-            futures_util::stream::unfold(accepting, |(socket, desk, mut member)| async {
-                let node = accept(&socket, &desk, &mut member).await?;
-                Some((Ok::<UnixStream, std::io::Error>(node), (socket, desk, member)))
-            });
+        let callers = Strangers::new(CALLERS);
+        let accepting = (self.sockets.control.clone(), desk.clone(), desk.gate.member(), callers);
+        let incoming = futures_util::stream::unfold(accepting, |mut from| async {
+            let (socket, desk, member, callers) = &mut from;
+            let node = accept(socket, desk, member).await?;
+            let caller = Caller::new(node, callers.enter());
+            Some((Ok::<Caller, std::io::Error>(caller), from))
+        });
         tonic::transport::Server::builder()
             .add_service(api)
             .serve_with_incoming_shutdown(incoming.boxed(), over.cancelled_owned())
@@ -238,10 +252,11 @@ async fn accept(socket: &Bound, desk: &Desk, member: &mut Member) -> Option<Unix
 
 async fn accept_shims(socket: Arc<Bound>, desk: Desk, over: CancellationToken) {
     let mut member = desk.gate.member();
+    let crowd = Crowd::new(SILENT, SHIMS);
     let accepting = async {
         while let Some(shim) = accept(&socket, &desk, &mut member).await {
             desk.hub.counters.hypervisor_accepted.add(1);
-            lead(Talk::new(shim), &desk, desk.gate.member(), &over);
+            lead(Talk::new(shim, crowd.enter()), &desk, desk.gate.member(), &over);
         }
     };
     over.run_until_cancelled(accepting).await;
@@ -268,7 +283,9 @@ async fn give(giver: Giver, over: CancellationToken) -> Option<Over> {
         match giver.hand_over(accepted?).await {
             Ok(successor) => return Some(Over::Successor(Box::new(successor))),
             Err(GiveError::Late) => return Some(Over::Late),
-            Err(reason) => tracing::warn!(%reason, "no hand-over; serving on"),
+            Err(reason) => {
+                REFUSED.say(|| tracing::warn!(%reason, "no hand-over; serving on"));
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{Backlog, getsockopt, listen, sockopt};
+use peerpod_tunnel::link::notice::Notices;
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::crash::here;
@@ -31,6 +32,10 @@ pub const MAX_PATH: usize = 107;
 const LOOK: Duration = Duration::from_secs(1);
 /// How long another process may hold the directory's lock.
 const LOCK: Duration = Duration::from_secs(3);
+
+/// Of those who are turned away, at all sockets.
+static TURNED_AWAY: Notices = Notices::new();
+static ACCEPTING: Notices = Notices::new();
 
 /// Why a socket cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -182,12 +187,14 @@ impl Bound {
                     peer => {
                         refused();
                         let who = peer.ok().map(|p| (p.uid(), p.pid()));
-                        tracing::warn!(socket = %self.path.display(), ?who, "peer turned away");
+                        let socket = self.path.display();
+                        TURNED_AWAY.say(|| tracing::warn!(%socket, ?who, "peer turned away"));
                     }
                 },
                 Err(e) => {
                     // Out of descriptors or memory: waiting is all that helps.
-                    tracing::warn!(socket = %self.path.display(), error = %e, "accept");
+                    let socket = self.path.display();
+                    ACCEPTING.say(|| tracing::warn!(%socket, error = %e, "accept"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

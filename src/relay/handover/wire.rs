@@ -30,7 +30,7 @@ const READ: usize = 16 << 10;
 pub(crate) enum WireError {
     #[error("a message of {0} bytes is announced, the limit is {1}")]
     TooLong(usize, usize),
-    #[error("a message without its descriptors")]
+    #[error("a message without its descriptors, or with too many")]
     Descriptors,
     #[error("a message that does not parse: {0}")]
     Parse(#[from] prost::DecodeError),
@@ -138,6 +138,10 @@ impl Inbox {
             let read = || receive(stream, buffer, descriptors);
             if stream.async_io(Interest::READABLE, read).await? == 0 {
                 return Ok(None);
+            }
+            // Those of the message that is not whole yet, and of the next one.
+            if self.descriptors.len() > 2 * DESCRIPTORS {
+                return Err(WireError::Descriptors);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Calls on the hypervisor socket, and node processes that die under them.
 
+use peerpod_tunnel::link::strangers::Crowd;
+
 use super::*;
 use crate::relay::hub::Hub;
 
@@ -304,7 +306,7 @@ async fn what_is_no_ttrpc_costs_the_connection_only() {
 async fn half_a_frame_and_silence_is_closed_after_thirty_seconds() {
     let (mut shim, relay) = UnixStream::pair().expect("pair");
     let begin = tokio::time::Instant::now();
-    let talk = crate::relay::hypervisor::Talk::new(relay);
+    let talk = crate::relay::hypervisor::Talk::new(relay, Crowd::new(1, 1).enter());
     let serving = tokio::spawn(talk.lead(Hub::new(1), crate::relay::gate::Gate::new().member()));
     shim.write_all(&[0, 0, 0, 9]).await.expect("write");
     let read = tokio::time::timeout(Duration::from_secs(60), shim.read(&mut [0])).await;
