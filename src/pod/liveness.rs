@@ -12,6 +12,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use peerpod_tunnel::link::notice::Notices;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -54,6 +55,8 @@ pub(crate) async fn watch(life: &Life, mut pulse: Option<Box<dyn Pulse>>, hints:
     let bound = life.common.options.liveness;
     let period = bound / PERIODS;
     let (mut well, mut failures) = (Instant::now(), 0u32);
+    // A VM that answers now and then must not fill the log.
+    let notices = Notices::new();
     loop {
         let pause = if failures == 0 { period } else { period / HASTE };
         tokio::select! {
@@ -68,7 +71,7 @@ pub(crate) async fn watch(life: &Life, mut pulse: Option<Box<dyn Pulse>>, hints:
             continue;
         };
         failures += 1;
-        tracing::warn!(failures, "the VM does not answer: {unready}");
+        notices.say(|| tracing::warn!(failures, "the VM does not answer: {unready}"));
         if let Some(doubt) = doubt {
             return format!("{doubt}; {unready}");
         }

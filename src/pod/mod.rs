@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerpod_providers::VmName;
+use peerpod_tunnel::link::notice::Notices;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -101,6 +102,8 @@ pub(crate) struct Pod {
     pub(crate) gpus: u32,
     /// Name its VM has or will have; no other pod's.
     pub(crate) vm_name: VmName,
+    /// Lines that its shim and its VM can cause.
+    pub(crate) notices: Arc<Notices>,
     inbox: mpsc::UnboundedSender<Command>,
     seen: watch::Receiver<Option<Arc<Record>>>,
 }
@@ -145,7 +148,7 @@ impl Pod {
         let (publish, seen) = watch::channel(shown);
         let desk = Desk::new(commands, common.shutdown.clone());
         let actor = Actor::new(Arc::clone(common), desk, whose.clone());
-        (Self { whose, gpus, vm_name, inbox, seen }, actor, publish)
+        (Self { whose, gpus, vm_name, notices: Arc::default(), inbox, seen }, actor, publish)
     }
 
     fn span(&self) -> tracing::Span {

@@ -40,19 +40,31 @@ pub(super) async fn run(
                 pods.attached.send_replace(None);
             }
             Event::ShimGone { sandbox } => {
-                tracing::info!(sandbox, "its shim has closed all connections");
+                let line = || tracing::info!(sandbox, "its shim has closed all connections");
+                say(&pods, &sandbox, line);
                 // The task of orphans lives as long as this one.
                 let _ = shims_gone.send(());
             }
             Event::LinkDown { sandbox, reason, given_up } => {
-                tracing::warn!(sandbox, reason, given_up, "link down");
+                let line = || tracing::warn!(sandbox, reason, given_up, "link down");
+                say(&pods, &sandbox, line);
                 tell(&pods, &sandbox, Command::Ask);
             }
-            Event::LinkUp { sandbox } => tracing::info!(sandbox, "link up"),
+            Event::LinkUp { sandbox } => {
+                say(&pods, &sandbox, || tracing::info!(sandbox, "link up"));
+            }
             Event::Edit { ticket, sandbox, method, payload } => {
                 answer_edit(&pods, ticket, &sandbox, &method, payload);
             }
         }
+    }
+}
+
+/// A line that a pod's shim or VM has caused.
+fn say(pods: &Pods, sandbox: &str, line: impl FnOnce()) {
+    match pods.registry.get(sandbox) {
+        Some(pod) => pod.notices.say(line),
+        None => line(),
     }
 }
 

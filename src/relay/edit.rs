@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -40,6 +41,8 @@ pub(super) type Answer = Result<Bytes, String>;
 
 /// Frames and bytes that may wait for edits on one connection.
 const WAITING: (usize, usize) = (64, 8 << 20);
+/// How long a frame that has begun may take.
+const STALL: Duration = Duration::from_secs(30);
 /// Frames on their way to a writer.
 const QUEUE: usize = 2;
 /// google.rpc code.
@@ -58,6 +61,8 @@ where
 {
     let (shim_read, shim_write) = shim.into_split();
     let (vm_read, vm_write) = tokio::io::split(link);
+    // A resumable link may be broken in the middle of a frame, and is well again.
+    let stall = STALL + pod.target().map_or(Duration::ZERO, |target| target.give_up);
     let (to_vm, for_vm) = mpsc::channel(QUEUE);
     let (to_shim, for_shim) = mpsc::channel(QUEUE);
     let mut into_shim = pin!(write_all(shim_write, for_shim, &pod.traffic.to_shim));
@@ -73,7 +78,7 @@ where
         };
         tokio::select! {
             end = inbound.run(shim_read) => end,
-            end = from_vm(vm_read, to_shim) => end,
+            end = from_vm(vm_read, to_shim, stall) => end,
             end = vm_takes_no_more => end,
             _ = &mut into_shim => End::Shim,
         }
@@ -87,8 +92,11 @@ where
     end
 }
 
-async fn from_vm<R: AsyncRead + Unpin>(from: R, to_shim: mpsc::Sender<Frame>) -> End {
-    let mut reader = FrameReader::new(from, None);
+async fn from_vm<R>(from: R, to_shim: mpsc::Sender<Frame>, stall: Duration) -> End
+where
+    R: AsyncRead + Unpin,
+{
+    let mut reader = FrameReader::new(from, Some(stall));
     loop {
         match reader.next().await {
             Ok(Some(frame)) => {
@@ -152,15 +160,20 @@ impl<'a> Inbound<'a> {
     }
 
     async fn run(mut self, mut shim: OwnedReadHalf) -> End {
-        let mut reader = FrameReader::new(&mut shim, None);
+        let mut reader = FrameReader::new(&mut shim, Some(STALL));
         loop {
             let room = self.waiting.0 < WAITING.0 && self.waiting.1 < WAITING.1;
+            if !room {
+                reader.rested();
+            }
             let passed = tokio::select! {
                 next = reader.next(), if room => match next {
                     Ok(Some(frame)) => self.take(frame).await,
                     Ok(None) => break,
                     Err(e) => {
-                        tracing::warn!(sandbox = self.pod.sandbox, error = %e, "shim connection");
+                        let sandbox = &self.pod.sandbox;
+                        let line = || tracing::warn!(sandbox, error = %e, "shim connection");
+                        self.pod.notices.say(line);
                         return End::Shim;
                     }
                 },

@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use peerpod_tunnel::link::notice::Notices;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tonic::Status;
@@ -31,6 +32,9 @@ use proto::to_node::Message;
 const UNREAD_EVENTS: usize = 4096;
 /// Calls of closed shims that are kept for a node process, of all sandboxes.
 const KEPT_CALLS: usize = 1024;
+
+/// Of node processes that take another one's place.
+static REPLACED: Notices = Notices::new();
 
 /// Where hypervisor requests go.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -249,8 +253,12 @@ impl Hub {
         }
         presence.idle_since = Instant::now();
         if presence.shim_gone() {
+            let pod = state.pods.get(sandbox).cloned();
             drop(state);
-            tracing::info!(sandbox, "the shim's connections have all closed");
+            if let Some(pod) = pod {
+                let line = || tracing::info!(sandbox, "the shim's connections have all closed");
+                pod.notices.say(line);
+            }
             self.emit(Message::ShimGone(proto::ShimGone { sandbox: sandbox.to_owned() }));
         } else if !presence.open {
             state.presence.remove(sandbox);
@@ -321,7 +329,8 @@ impl Hub {
         let first = repeat(&state);
         if let Some(old) = state.session.take() {
             let why = format!("another node process attached (build {})", from.build);
-            tracing::warn!(old = old.from.build, new = from.build, "the node process is replaced");
+            let (before, new) = (&old.from.build, &from.build);
+            REPLACED.say(|| tracing::warn!(old = before, new, "the node process is replaced"));
             // Nobody reads this if it has already gone.
             let _ = old.end.send(super::control::status(super::control::Stage::Replaced, why));
         }

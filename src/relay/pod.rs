@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::{MsgFlags, recv};
+use peerpod_tunnel::link::notice::Notices;
 use peerpod_tunnel::link::session::Stream;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tokio::io::Interest;
@@ -56,6 +57,8 @@ pub(super) struct Desk {
 
 /// Connections one sandbox may hold; a shim needs two.
 const CONNECTIONS: usize = 512;
+/// Characters of a LinkDown's reason.
+const REASON: usize = 300;
 /// At most one LinkDown in this time.
 const DOWN_EVERY: Duration = Duration::from_millis(100);
 /// Pauses between attempts to reach the VM again: the first, doubled up to the last.
@@ -74,6 +77,8 @@ pub(super) struct Pod {
     /// One Connect at a time.
     connecting: tokio::sync::Mutex<()>,
     down: Mutex<Down>,
+    /// Lines that its shim and its VM can cause.
+    pub(super) notices: Notices,
     closed: CancellationToken,
     accepting: Mutex<Option<JoinHandle<()>>>,
     /// Its socket, unless another relay serves it.
@@ -104,6 +109,7 @@ impl Pod {
             session: Slot::default(),
             connecting: tokio::sync::Mutex::default(),
             down: Mutex::default(),
+            notices: Notices::new(),
             closed: CancellationToken::new(),
             accepting: Mutex::default(),
             bound: Mutex::default(),
@@ -244,7 +250,7 @@ impl Pod {
             None => "the VM closed the connection".to_owned(),
             Some(e) => format!("the connection to the VM broke: {e}"),
         };
-        self.tell_down(hub, reason, given_up);
+        self.tell_down(hub, &reason, given_up);
     }
 
     /// A stream of the session, the link made ahead, or a new one; `None` when that was given up.
@@ -267,7 +273,7 @@ impl Pod {
                 Ok(way) => return way,
                 Err(e) => {
                     let given_up = begin.elapsed() + pause >= target.give_up;
-                    self.tell_down(hub, e.to_string(), given_up);
+                    self.tell_down(hub, &e.to_string(), given_up);
                     if given_up {
                         return None;
                     }
@@ -368,7 +374,9 @@ impl Pod {
         lock(&self.down).told.clone()
     }
 
-    pub(super) fn tell_down(&self, hub: &Hub, reason: String, given_up: bool) {
+    pub(super) fn tell_down(&self, hub: &Hub, reason: &str, given_up: bool) {
+        // The VM may have words in it.
+        let reason = reason.chars().filter(|c| !c.is_control()).take(REASON).collect();
         let message = proto::LinkDown { sandbox: self.sandbox.clone(), reason, given_up };
         {
             let mut down = lock(&self.down);
@@ -379,14 +387,16 @@ impl Pod {
             down.when = Some(Instant::now());
             down.told = Some(message.clone());
         }
-        tracing::warn!(sandbox = self.sandbox, reason = message.reason, given_up, "link down");
+        self.notices.say(|| {
+            tracing::warn!(sandbox = self.sandbox, reason = message.reason, given_up, "link down");
+        });
         hub.emit(Message::LinkDown(message));
     }
 
     pub(super) fn tell_up(&self, hub: &Hub) {
         let was_down = lock(&self.down).told.take().is_some();
         if was_down {
-            tracing::info!(sandbox = self.sandbox, "link up");
+            self.notices.say(|| tracing::info!(sandbox = self.sandbox, "link up"));
             hub.emit(Message::LinkUp(proto::LinkUp { sandbox: self.sandbox.clone() }));
         }
     }

@@ -111,8 +111,7 @@ impl Slot {
             return Err(DialError::Unreachable("the pod is not served yet".to_owned()));
         };
         let session = Session::worker(BUILD, give_up + SPARE);
-        Keeper { pod: pod.clone(), hub: hub.clone(), session: session.clone() }
-            .spawn(&desk, Some(link));
+        Keeper::new(pod, hub, session.clone()).spawn(&desk, Some(link));
         let failed =
             |why: String| DialError::Unreachable(format!("connected, but no session: {why}"));
         match timeout(GREETING, session.joined()).await {
@@ -152,7 +151,7 @@ impl Slot {
     /// Keeps a session that was inherited.
     pub(super) fn keep(&self, pod: &Arc<Pod>, desk: &Desk) {
         if let Some(session) = self.session() {
-            Keeper { pod: pod.clone(), hub: desk.hub.clone(), session }.spawn(desk, None);
+            Keeper::new(pod, &desk.hub, session).spawn(desk, None);
         }
     }
 
@@ -179,6 +178,8 @@ struct Keeper {
     pod: Arc<Pod>,
     hub: Arc<Hub>,
     session: Session,
+    /// Before it dials again: nothing unless connections break as soon as they stand.
+    pause: Duration,
 }
 
 /// How a keeper goes on.
@@ -196,6 +197,10 @@ async fn frozen(member: &mut Option<Member>) {
 }
 
 impl Keeper {
+    fn new(pod: &Arc<Pod>, hub: &Arc<Hub>, session: Session) -> Self {
+        Self { pod: pod.clone(), hub: hub.clone(), session, pause: Duration::ZERO }
+    }
+
     /// Without a link it dials first.
     fn spawn(self, desk: &Desk, link: Option<Link>) {
         // A session some of whose frames are read here cannot move.
@@ -247,7 +252,14 @@ impl Keeper {
             },
             (None, None) => return Now::Over,
         };
-        let why = match self.run(connection, broken).await {
+        let begin = Instant::now();
+        let ended = self.run(connection, broken).await;
+        // A VM that breaks off as soon as the link stands must not have us dial without a rest.
+        self.pause = match begin.elapsed() < REDIAL.1 {
+            true => (self.pause * 2).clamp(REDIAL.0, REDIAL.1),
+            false => Duration::ZERO,
+        };
+        let why = match ended {
             Ended::Broken(why) => why,
             Ended::Replaced => return Now::Over,
             Ended::Over(over) => {
@@ -265,7 +277,7 @@ impl Keeper {
             return Now::Over;
         }
         let reason = format!("the connection to the VM broke: {why}");
-        self.pod.tell_down(&self.hub, reason, false);
+        self.pod.tell_down(&self.hub, &reason, false);
         Now::Goes
     }
 
@@ -301,6 +313,7 @@ impl Keeper {
     /// Dials until `give_up` after `since` is over; then the session is, too.
     async fn redial(&self, since: Instant) -> Option<Link> {
         let mut pause = REDIAL.0;
+        tokio::time::sleep(self.pause).await;
         loop {
             // Connect may have named another address meanwhile.
             let target = self.pod.target()?;
@@ -314,7 +327,7 @@ impl Keeper {
                 Err(error) => error.to_string(),
             };
             let given_up = since.elapsed() + pause >= target.give_up;
-            self.pod.tell_down(&self.hub, failed.clone(), given_up);
+            self.pod.tell_down(&self.hub, &failed, given_up);
             if given_up {
                 let why = format!("given up after {:?}: {failed}", target.give_up);
                 self.session.end(Over::Ended(why));
@@ -328,7 +341,7 @@ impl Keeper {
     /// The VM has no such session any more, or has ended it.
     fn over(&self, over: &Over) {
         if !self.pod.closing() {
-            self.pod.tell_down(&self.hub, over.to_string(), true);
+            self.pod.tell_down(&self.hub, &over.to_string(), true);
         }
         self.session.end(over.clone());
     }

@@ -215,7 +215,7 @@ impl Kin {
             }
             Say::LinkDown(down) => {
                 if let Some(pod) = hub.pod(&down.sandbox) {
-                    pod.tell_down(hub, down.reason, down.given_up);
+                    pod.tell_down(hub, &down.reason, down.given_up);
                 }
             }
             Say::LinkUp(up) => {

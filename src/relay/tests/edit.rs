@@ -160,3 +160,38 @@ async fn a_half_closed_connection_still_gets_its_answers() {
     let end = within(joined).await.expect("no panic");
     assert!(matches!(end, End::Shim), "the VM's side is still open: {end:?}");
 }
+
+/// A relay's edit path between a shim and a VM without TLS, in a time of its own.
+async fn stalled(who: impl AsyncFnOnce(UnixStream, TcpStream)) -> End {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+    let link = TcpStream::connect(listener.local_addr().expect("address")).await.expect("connect");
+    let (vm, _) = listener.accept().await.expect("accept");
+    let (shim, relay) = UnixStream::pair().expect("pair");
+    let pod = Pod::new("s1".to_owned(), PathBuf::new(), Vec::new());
+    let hub = Hub::new(1);
+    let (end, ()) =
+        tokio::join!(crate::relay::edit::join(&pod, &hub, relay, Link::Plain(link)), who(shim, vm));
+    end
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_a_frame_and_silence_ends_the_connection_on_either_side() {
+    let half = [0, 0, 0, 9, 0, 0];
+    let end = stalled(async |mut shim, vm| {
+        shim.write_all(&half).await.expect("write");
+        assert_eq!(shim.read(&mut [0]).await.expect("closed"), 0);
+        drop(vm);
+    });
+    let begin = tokio::time::Instant::now();
+    assert!(matches!(end.await, End::Shim));
+    assert_eq!(begin.elapsed().as_secs(), 30);
+    let end = stalled(async |shim, mut vm| {
+        vm.write_all(&half).await.expect("write");
+        assert_eq!(vm.read(&mut [0]).await.expect("closed"), 0);
+        drop(shim);
+    });
+    match end.await {
+        End::Vm(Some(error)) => assert!(error.to_string().contains("30"), "{error}"),
+        end => panic!("the VM stalls: {end:?}"),
+    }
+}
