@@ -1,6 +1,7 @@
 //! One error for all providers: what was tried, where, what kind of failure it is. What to do
 //! about a failure is decided from its [`Kind`] in one place, [`Kind::advice`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What failed, by the only distinction callers act upon (providers.md 1.2).
@@ -22,6 +23,17 @@ pub enum Kind {
     Unavailable,
     /// Not mapped.
     Other,
+}
+
+/// What a failure for want of room says more than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// This type in this zone and market.
+    Place,
+    /// Nothing can be made in this zone (its subnet has no address left).
+    Zone,
+    /// Nothing of this family can be made anywhere (the account's quota for it is used up).
+    Family,
 }
 
 /// What the caller of `create` does next.
@@ -62,7 +74,7 @@ impl Kind {
 }
 
 /// A failed provider call. Carries no user data and no credential.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{provider} {operation}: {message} ({})", kind.as_str())]
 pub struct Error {
     /// What kind of failure.
@@ -73,9 +85,11 @@ pub struct Error {
     pub provider: &'static str,
     /// What was wrong, in words for the user; names the key or field.
     pub message: String,
+    /// For want of what there is no room; `None` if that is not what failed.
+    pub scope: Option<Scope>,
     /// The cause, if there is one.
     #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    pub source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
@@ -86,7 +100,19 @@ impl Error {
         kind: Kind,
         message: impl Into<String>,
     ) -> Self {
-        Self { kind, operation, provider, message: message.into(), source: None }
+        let scope = match kind {
+            Kind::Capacity => Some(Scope::Place),
+            Kind::Quota => Some(Scope::Family),
+            _ => None,
+        };
+        Self { kind, operation, provider, message: message.into(), scope, source: None }
+    }
+
+    /// The same, where the want of room is about something else than the kind says.
+    #[must_use]
+    pub fn about(mut self, scope: Scope) -> Self {
+        self.scope = Some(scope);
+        self
     }
 
     /// The same with its cause.
@@ -95,7 +121,7 @@ impl Error {
         mut self,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(Arc::from(source.into()));
         self
     }
 }

@@ -10,25 +10,34 @@
 //!          ───────────────────────▶ list   ──▶ every Resource with our installation's tag
 //! ```
 
+pub mod batch;
+pub mod budget;
+pub mod common;
 pub mod conformance;
 pub mod error;
 pub mod fake;
 #[cfg(feature = "local")]
 pub mod local;
 pub mod name;
+pub mod placement;
+pub mod prices;
 pub mod registry;
+pub mod report;
 pub mod retry;
 pub mod settings;
 pub mod size;
 pub mod spec;
 pub mod tags;
+pub mod token;
 
 pub use error::{Error, Kind};
 pub use name::VmName;
+pub use report::{Finding, Report, UserDataLimit};
 pub use spec::{
-    Candidate, Deletion, InstanceType, Market, Report, Resource, ResourceKind, UserData, Vm, VmRef,
-    VmSpec,
+    Candidate, Deletion, InstanceType, Market, Resource, ResourceKind, UserData, Vm, VmRef, VmSpec,
+    Volume,
 };
+pub use token::Token;
 
 use std::fmt::{Debug, Display};
 
@@ -39,10 +48,10 @@ use std::fmt::{Debug, Display};
 /// found again by [`Provider::list`] and taken away by [`Provider::delete`].
 #[async_trait::async_trait]
 pub trait Provider: Debug + Display + Send + Sync {
-    /// Looks at credentials, image, network and types, and changes nothing.
+    /// Looks at credentials, rights, image, network, firewall, quotas and types, and changes nothing.
     ///
     /// # Errors
-    /// Only when nothing could be looked at; what is missing is a line of the report.
+    /// Only when nothing could be looked at; what is missing or wrong is a finding of the report.
     async fn check(&self) -> Result<Report, Error>;
 
     /// One attempt to make the VM `spec.name` at one place. Returns when the VM has an address.
@@ -65,4 +74,13 @@ pub trait Provider: Debug + Display + Send + Sync {
     /// # Errors
     /// A list that could not be completed is an error, never a shorter list.
     async fn list(&self) -> Result<Vec<Resource>, Error>;
+
+    /// The last of what the VM has written to its console, for people; hostile text. `None` where the
+    /// cloud gives none, or has none yet.
+    ///
+    /// # Errors
+    /// By [`Kind`].
+    async fn console(&self, _vm: &VmRef) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
 }

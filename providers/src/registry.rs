@@ -1,6 +1,7 @@
 //! Which providers there are, and how each is made. A further cloud is one folder and one line
 //! here.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -16,6 +17,12 @@ pub struct Context {
     pub program: PathBuf,
     /// Value of PATH.
     pub search: String,
+    /// The user's own tags for every VM and its parts.
+    pub tags: BTreeMap<String, String>,
+    /// TCP port of the agent link, which the cloud's firewall must let through to the VMs.
+    pub forwarder_port: u16,
+    /// UDP port of the tunnel, likewise.
+    pub vxlan_port: u16,
 }
 
 /// Why there is no provider.
@@ -126,6 +133,9 @@ mod tests {
             installation: "test".to_owned(),
             program: "/nowhere/peerpodd".into(),
             search: String::new(),
+            tags: BTreeMap::new(),
+            forwarder_port: 15150,
+            vxlan_port: 9000,
         }
     }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 
+use crate::common::is_placeholder;
+
 /// One setting of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
@@ -18,6 +20,8 @@ pub struct Key {
     pub help: &'static str,
     /// The value is never printed.
     pub secret: bool,
+    /// A comma list, of which parts may come from different places.
+    pub list: bool,
 }
 
 impl Key {
@@ -28,7 +32,29 @@ impl Key {
         default: &'static str,
         help: &'static str,
     ) -> Self {
-        Self { flag, env, default, help, secret: false }
+        Self { flag, env, default, help, secret: false, list: false }
+    }
+}
+
+impl Key {
+    /// A setting whose value must not be printed.
+    pub const fn secret(flag: &'static str, env: &'static str, help: &'static str) -> Self {
+        Self { secret: true, ..Self::plain(flag, env, "", help) }
+    }
+
+    /// A comma list.
+    pub const fn list(
+        flag: &'static str,
+        env: &'static str,
+        default: &'static str,
+        help: &'static str,
+    ) -> Self {
+        Self { list: true, ..Self::plain(flag, env, default, help) }
+    }
+
+    /// The same setting with another default.
+    pub const fn with_default(self, default: &'static str) -> Self {
+        Self { default, ..self }
     }
 }
 
@@ -42,9 +68,14 @@ impl Values {
         self.0.insert(flag.into(), value.into());
     }
 
-    /// The value of a key, or its default; never the empty text.
+    /// The value that was given for a key, a placeholder included; never the empty text.
+    pub fn given(&self, key: &Key) -> Option<&str> {
+        self.0.get(key.flag).map(|v| v.trim()).filter(|v| !v.is_empty())
+    }
+
+    /// The value of a key, or its default; never the empty text. A placeholder is no value.
     pub fn get(&self, key: &Key) -> Option<&str> {
-        let given = self.0.get(key.flag).map(|v| v.trim()).filter(|v| !v.is_empty());
+        let given = self.given(key).filter(|v| !is_placeholder(v));
         given.or(Some(key.default)).filter(|v| !v.is_empty())
     }
 }
@@ -93,7 +124,12 @@ impl<'a> Reader<'a> {
         parse: impl FnOnce(&str) -> Result<T, E>,
     ) -> Option<T> {
         let Some(text) = self.text(key) else {
-            self.problem(key, "is required");
+            match self.values.given(key) {
+                Some(text) => {
+                    self.problem(key, format!("is required, and {text:?} is a placeholder"))
+                }
+                None => self.problem(key, "is required"),
+            }
             return None;
         };
         match parse(text) {

@@ -32,6 +32,21 @@ pub struct SizeRules {
     /// Permitted types, a trailing `*` stands for the rest of a name (`m6a.*`). Empty permits the
     /// default alone.
     pub allowed: Vec<String>,
+    /// The provider has no types and makes VMs of any size (libvirt).
+    pub any_size: Option<AnySize>,
+}
+
+/// Sizes of a provider without types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnySize {
+    /// Virtual CPUs of a pod that asks for none.
+    pub vcpus: u32,
+    /// Memory in MiB of a pod that asks for none.
+    pub memory_mib: u64,
+    /// Most virtual CPUs.
+    pub vcpus_max: u32,
+    /// Most memory in MiB.
+    pub memory_mib_max: u64,
 }
 
 /// The types to try, best first, and why.
@@ -84,6 +99,12 @@ pub enum SizeError {
         /// Asked for, in MiB; 0 is anything.
         memory_mib: u64,
     },
+    /// A type is named where there are none.
+    #[error(
+        "requested instance type (\"{0}\"): this provider has no instance types; ask for vCPUs and \
+         memory instead"
+    )]
+    NoTypes(String),
     /// The pod asks for nothing, and there is no default.
     #[error("the pod asks for no instance type and none is the default")]
     NoDefault,
@@ -101,7 +122,14 @@ pub fn choose(
     catalogue: &[InstanceType],
     rules: &SizeRules,
 ) -> Result<Choice, SizeError> {
-    if let Some(name) = request.instance_type.as_deref().filter(|n| !n.is_empty()) {
+    let named = request.instance_type.as_deref().filter(|n| !n.is_empty());
+    if let Some(sizes) = &rules.any_size {
+        return match named {
+            Some(name) => Err(SizeError::NoTypes(name.to_owned())),
+            None => sizes.choose(request),
+        };
+    }
+    if let Some(name) = named {
         permit(name, rules)?;
         let reason = format!("{name}: named by the pod");
         return Ok(Choice { types: vec![by_name(name, catalogue)], reason });
@@ -114,7 +142,7 @@ pub fn choose(
     let wanted = Wanted { gpus: request.gpus, vcpus, memory_mib };
     let permitted = catalogue.iter().filter(|t| is_permitted(&t.name, rules));
     let fitting: Vec<&InstanceType> = permitted.filter(|t| wanted.fits(t)).collect();
-    let by_price = fitting.iter().all(|t| t.price_milli.is_some());
+    let by_price = fitting.iter().all(|t| t.price.is_some());
     let types = sorted(fitting, by_price);
     match types.first() {
         Some(best) => Ok(Choice { reason: wanted.reason(best, types.len(), by_price), types }),
@@ -127,6 +155,36 @@ pub fn unknown<'a>(rules: &'a SizeRules, catalogue: &[InstanceType]) -> Vec<&'a 
     let names = rules.allowed.iter().chain([&rules.default_type]).map(String::as_str);
     let known = |pattern: &str| catalogue.iter().any(|t| matches(pattern, &t.name));
     names.filter(|n| !n.is_empty() && !known(n)).collect()
+}
+
+impl AnySize {
+    fn choose(&self, request: &SizeRequest) -> Result<Choice, SizeError> {
+        let asked = |n: Option<u32>| n.filter(|n| *n > 0);
+        let vcpus = asked(request.vcpus).unwrap_or(self.vcpus);
+        let memory_mib = request.memory_mib.filter(|m| *m > 0).unwrap_or(self.memory_mib);
+        if request.gpus > 0 {
+            return Err(SizeError::NoGpuFit { gpus: request.gpus, vcpus, memory_mib });
+        }
+        if vcpus > self.vcpus_max || memory_mib > self.memory_mib_max {
+            return Err(SizeError::NoFit { vcpus, memory_mib });
+        }
+        let name = AnySize::name(vcpus, memory_mib);
+        let reason =
+            format!("{name}: {vcpus} vCPUs and {memory_mib} MiB, as the pod asks or by default");
+        let t = InstanceType { name, vcpus, memory_mib, gpus: 0, price: None };
+        Ok(Choice { types: vec![t], reason })
+    }
+
+    /// The name under which such a size stands in a candidate.
+    pub fn name(vcpus: u32, memory_mib: u64) -> String {
+        format!("{vcpus}x{memory_mib}")
+    }
+
+    /// Virtual CPUs and MiB of a candidate's size; `None` if it was not made by [`AnySize::name`].
+    pub fn parse(name: &str) -> Option<(u32, u64)> {
+        let (vcpus, memory_mib) = name.split_once('x')?;
+        Some((vcpus.parse().ok()?, memory_mib.parse().ok()?))
+    }
 }
 
 /// A size that a type must have; 0 is anything.
@@ -173,7 +231,7 @@ fn default(catalogue: &[InstanceType], rules: &SizeRules) -> Result<Choice, Size
 /// Sorting is stable, so equal types keep their position.
 fn sorted(mut fitting: Vec<&InstanceType>, by_price: bool) -> Vec<InstanceType> {
     fitting.sort_by_key(|t| {
-        let price = if by_price { t.price_milli } else { None };
+        let price = if by_price { t.price } else { None };
         (price, t.gpus, t.memory_mib, t.vcpus)
     });
     fitting.into_iter().cloned().collect()
@@ -208,7 +266,7 @@ fn by_name(name: &str, catalogue: &[InstanceType]) -> InstanceType {
         vcpus: 0,
         memory_mib: 0,
         gpus: 0,
-        price_milli: None,
+        price: None,
     })
 }
 

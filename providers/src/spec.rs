@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::VmName;
+use crate::prices::Price;
 
 /// All that a VM is made of, except where: that is the [`Candidate`].
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,41 @@ pub struct VmSpec {
     pub image: Option<String>,
     /// Root disk in GiB; 0 is the image's own size.
     pub disk_gib: u32,
+    /// GPUs to attach, where they are not part of the type (GCP).
+    #[serde(default)]
+    pub gpus: u32,
+    /// Disks that were there before the VM and outlive it.
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
+    /// [`crate::Report::template`] at the time of the plan.
+    #[serde(default)]
+    pub template: String,
+}
+
+impl VmSpec {
+    /// A VM of that name for that sandbox, with nothing else said.
+    pub fn new(name: VmName, sandbox: impl Into<String>) -> Self {
+        Self {
+            name,
+            sandbox: sandbox.into(),
+            tags: BTreeMap::new(),
+            user_data: UserData(String::new()),
+            image: None,
+            disk_gib: 0,
+            gpus: 0,
+            volumes: Vec::new(),
+            template: String::new(),
+        }
+    }
+}
+
+/// A disk that is attached to the VM and detached from it, but never made or deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// The cloud's id of the disk, as the volume's record has it (compat.md 14).
+    pub disk: String,
+    /// Number by which the VM finds it, where the cloud has such numbers (Azure).
+    pub lun: u32,
 }
 
 /// Bytes for the VM alone; holds a private key, so it never prints.
@@ -140,17 +176,6 @@ pub enum ResourceKind {
     Address,
 }
 
-/// What [`crate::Provider::check`] found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Instance types the provider may use, the default first; see [`crate::size`].
-    pub types: Vec<InstanceType>,
-    /// What works but should be known (`local isolates nothing`).
-    pub warnings: Vec<String>,
-    /// What would make every create fail.
-    pub problems: Vec<String>,
-}
-
 /// One line of a provider's catalogue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceType {
@@ -162,6 +187,6 @@ pub struct InstanceType {
     pub memory_mib: u64,
     /// GPUs.
     pub gpus: u32,
-    /// Price per hour in thousandths of the table's unit; `None` is unknown.
-    pub price_milli: Option<u64>,
+    /// Price per hour on demand; `None` is unknown.
+    pub price: Option<Price>,
 }

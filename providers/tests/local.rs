@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use common::{INSTALLATION, ask, fact, here, net, ref_to, runtime, settings, spec, wire};
 use peerpod_netlink::{Error as Netlink, Handle, Netns, NewLink};
 use peerpod_providers::local::{Local, Settings};
+use peerpod_providers::report::State;
 use peerpod_providers::{Deletion, Kind, Provider, VmSpec};
 
 const CIDR: &str = "172.31.0.0/24";
@@ -430,8 +431,8 @@ fn a_network_that_overlaps_the_machines_own_is_refused_by_key() {
         assert_eq!(error.kind, Kind::Invalid);
         let expected = "LOCAL_CIDR 192.0.2.128/25: overlaps the address 192.0.2.1/24";
         assert!(error.to_string().contains(expected), "{error}");
-        let problems = provider.check().await.unwrap().problems;
-        assert!(problems.iter().any(|p| p.contains(expected)), "{problems:?}");
+        let problems = provider.check().await.unwrap().problems();
+        assert!(problems.as_ref().is_some_and(|p| p.contains(expected)), "{problems:?}");
         delete(&provider, &spec(1)).await;
     });
 }
@@ -460,9 +461,10 @@ fn check_says_that_it_isolates_nothing_and_names_what_is_missing() {
         ..settings(dir.path(), CIDR)
     };
     let report = runtime().block_on(Local::new(missing, INSTALLATION).check()).unwrap();
-    assert!(report.warnings.iter().any(|w| w.contains("isolates nothing")));
+    assert!(report.in_state(State::Warning).any(|w| w.text.contains("isolates nothing")));
+    let problems = report.problems().unwrap_or_default();
     for key in ["LOCAL_PODVM", "LOCAL_AGENT /run/agent: lies where", "LOCAL_STATE_DIR"] {
-        assert!(report.problems.iter().any(|p| p.contains(key)), "{key}: {:?}", report.problems);
+        assert!(problems.contains(key), "{key}: {problems}");
     }
     assert!(report.types.first().is_some_and(|t| t.vcpus > 0 && t.memory_mib > 0));
     assert!(!dir.path().join("state").exists(), "check changes nothing");

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use peerpod_providers::size::SizeRules;
-use peerpod_providers::{Provider, Report};
+use peerpod_providers::report::State;
+use peerpod_providers::{Provider, Report, size};
 
 use super::planner::LatePlanner;
 use crate::admin::Guard;
@@ -27,14 +27,18 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// With the sizes: the first is the default, all are permitted.
+    /// With what the provider has.
     pub(super) fn planning(self, report: Report) -> Planning {
-        let names = report.types.iter().map(|t| t.name.clone());
-        let size = SizeRules {
-            default_type: report.types.first().map(|t| t.name.clone()).unwrap_or_default(),
-            allowed: names.collect(),
+        let plans = PlanRules {
+            catalogue: report.types,
+            size: report.size,
+            zones: report.zones,
+            markets: report.markets,
+            disk_gib: report.disk_gib,
+            user_data_limit: report.user_data,
+            template: report.template,
+            ..self.plans
         };
-        let plans = PlanRules { catalogue: report.types, size, ..self.plans };
         Planning::new(self.pki, self.requests, plans)
     }
 }
@@ -49,18 +53,18 @@ pub(super) struct Look {
 impl Look {
     pub(super) async fn once(self) -> Result<(), (Box<Self>, String)> {
         match tokio::time::timeout(CHECK, self.provider.check()).await {
-            Ok(Ok(report)) if report.problems.is_empty() && !report.types.is_empty() => {
-                for warning in &report.warnings {
-                    tracing::warn!(provider = %self.provider, "{warning}");
+            Ok(Ok(report)) => match unfit(&report) {
+                Some(reason) => Err((Box::new(self), reason)),
+                None => {
+                    for warning in report.in_state(State::Warning) {
+                        tracing::warn!(provider = %self.provider, "{warning}");
+                    }
+                    let types = report.types.len();
+                    tracing::info!(provider = %self.provider, types, "provider is well");
+                    self.planner.ready(self.rules.planning(report));
+                    Ok(())
                 }
-                tracing::info!(provider = %self.provider, types = report.types.len(), "provider is well");
-                self.planner.ready(self.rules.planning(report));
-                Ok(())
-            }
-            Ok(Ok(report)) if report.problems.is_empty() => {
-                Err((Box::new(self), "it has no instance type".to_owned()))
-            }
-            Ok(Ok(report)) => Err((Box::new(self), report.problems.join("; "))),
+            },
             Ok(Err(e)) => Err((Box::new(self), hypervisor::chain(&e))),
             Err(_) => Err((Box::new(self), format!("no answer within {CHECK:?}"))),
         }
@@ -86,5 +90,24 @@ impl Look {
             pause = (pause * 2).min(CHECK_AGAIN.1);
         }
         drop(guard);
+    }
+}
+
+/// Why no VM can be planned by this report; `None` if one can.
+fn unfit(report: &Report) -> Option<String> {
+    if let Some(problems) = report.problems() {
+        return Some(problems);
+    }
+    if report.size.any_size.is_some() {
+        return None;
+    }
+    if report.types.is_empty() {
+        return Some("it has no instance type".to_owned());
+    }
+    match size::unknown(&report.size, &report.types)[..] {
+        [] => None,
+        ref unknown => {
+            Some(format!("instance types that it does not have: {}", unknown.join(", ")))
+        }
     }
 }

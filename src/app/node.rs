@@ -29,7 +29,7 @@ use crate::crash::here;
 use crate::hypervisor;
 use crate::metrics::{Counted, Metrics, Now};
 use crate::pki::Pki;
-use crate::plan::{PlanRules, UserDataLimit};
+use crate::plan::PlanRules;
 use crate::pod::record::Disk;
 use crate::pod::world::{Chance, Host, Seen, Tcp, WallClock, World};
 use crate::pods::{Options, Pods};
@@ -287,10 +287,6 @@ impl Node {
                 vxlan_port: self.settings.tunnel.vxlan_port,
                 profile: self.settings.link.profile.clone(),
                 scratch_space: pods.scratch_space,
-                user_data_limit: Some(UserDataLimit {
-                    size: podvm::contract::USER_DATA_LIMIT,
-                    base64: false,
-                }),
                 ..PlanRules::default()
             },
         })

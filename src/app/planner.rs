@@ -127,9 +127,9 @@ mod tests {
             vcpus: 2,
             memory_mib: 4096,
             gpus: 0,
-            price_milli: None,
+            price: None,
         };
-        rules.planning(Report { types: types.iter().map(of).collect(), ..Report::default() })
+        rules.planning(Report::of_types(types.iter().map(of).collect()))
     }
 
     async fn plan(planner: &LatePlanner) -> Result<Plan, Failure> {

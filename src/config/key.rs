@@ -68,13 +68,17 @@ pub enum Source {
 impl From<&peerpod_providers::settings::Key> for Spec {
     /// A key whose default is `true` or `false` is a boolean: providers name no shapes.
     fn from(key: &peerpod_providers::settings::Key) -> Self {
-        let boolean = matches!(key.default, "true" | "false");
+        let shape = match key.default {
+            "true" | "false" => Shape::Bool,
+            _ if key.list => Shape::List,
+            _ => Shape::One,
+        };
         Self {
             flag: key.flag,
             env: key.env,
             default: key.default,
             help: key.help,
-            shape: if boolean { Shape::Bool } else { Shape::One },
+            shape,
             origin: Origin::Provider,
             secret: key.secret,
         }

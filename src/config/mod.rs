@@ -161,6 +161,13 @@ fn notices(rows: &[Effective], env: &BTreeMap<String, String>, provider: &str) -
             notices.push(format!("{} is accepted and has no effect", row.spec.name()));
         }
     }
+    let forgotten = |text: &str| peerpod_providers::common::is_placeholder(text);
+    for row in rows.iter().filter(|r| env.get(r.spec.env).is_some_and(|v| forgotten(v))) {
+        notices.push(format!(
+            "{} is a placeholder that nobody filled in, and is not set",
+            row.spec.name()
+        ));
+    }
     let given = |name: &str| env.get(name).is_some_and(|v| !v.is_empty());
     for name in table::UNUSED_ENV.into_iter().filter(|name| given(name)) {
         notices.push(format!("{name} is accepted and has no effect"));
@@ -242,6 +249,8 @@ impl Loaded {
             search: self.input.env.get("PATH").cloned().unwrap_or_default(),
             verify: reader.get(&table::VERIFY),
             tags: reader.get(&table::TAGS),
+            forwarder_port: reader.peek(&table::FORWARDER_PORT),
+            vxlan_port: reader.peek(&table::VXLAN_PORT),
         };
         let context = choice.context("not-yet-known", &self.input.program);
         match registry::build(&choice.name, &context, &choice.values) {
@@ -264,6 +273,9 @@ impl ProviderChoice {
             installation: installation.to_owned(),
             program: program.to_owned(),
             search: self.search.clone(),
+            tags: self.tags.clone(),
+            forwarder_port: self.forwarder_port,
+            vxlan_port: self.vxlan_port,
         }
     }
 }

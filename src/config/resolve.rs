@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use peerpod_providers::common::is_placeholder;
+
 use super::key::{Key, Problem, Shape, Source, Spec};
 use super::syntax::Line;
 
@@ -39,7 +41,8 @@ pub(super) fn resolve(
 ) -> Effective {
     let flags: Vec<&str> =
         line.flags.iter().filter(|(f, _)| *f == spec.flag).map(|(_, v)| v.as_str()).collect();
-    let variable = env.get(spec.env).map(|v| v.trim()).filter(|v| !v.is_empty());
+    let given = |v: &&str| !v.is_empty() && !is_placeholder(v);
+    let variable = env.get(spec.env).map(|v| v.trim()).filter(given);
     let (text, source) = match (flags.last(), variable) {
         (None, None) => (fallback.unwrap_or(spec.default).to_owned(), Source::Default),
         (None, Some(value)) => (value.to_owned(), Source::Env),
@@ -76,6 +79,11 @@ impl<'a> Reader<'a> {
                 T::default()
             }
         }
+    }
+
+    /// The value, for somebody who is not the one to say what is wrong with it.
+    pub(super) fn peek<T: Default>(&self, key: &Key<T>) -> T {
+        (key.parse)(self.text(&key.spec)).unwrap_or_default()
     }
 
     /// The text of a setting.

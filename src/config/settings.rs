@@ -125,6 +125,10 @@ pub struct ProviderChoice {
     pub verify: bool,
     /// The user's own tags for every VM.
     pub tags: BTreeMap<String, String>,
+    /// Port of the agent link, for the provider's look at firewalls.
+    pub forwarder_port: u16,
+    /// Port of the tunnel, likewise.
+    pub vxlan_port: u16,
 }
 
 /// The link to the pod VM.

@@ -13,7 +13,7 @@ mod user_data;
 use std::collections::BTreeMap;
 
 use peerpod_providers::size::{self, Choice, SizeError, SizeRequest, SizeRules};
-use peerpod_providers::{Candidate, InstanceType, Market, VmName, VmSpec, tags};
+use peerpod_providers::{Candidate, InstanceType, Market, UserDataLimit, VmName, VmSpec, tags};
 use peerpod_tunnel::link::Secret;
 use peerpod_tunnel::link::tls::Profile;
 use peerpod_tunnel::network::PodNetwork;
@@ -23,8 +23,6 @@ use serde::{Deserialize, Serialize};
 use crate::hypervisor::{Failure, FailureKind};
 use crate::pki::Issued;
 use crate::request::PodRequest;
-
-pub use user_data::UserDataLimit;
 
 /// More attempts than that only delay the message that there is no room (providers.md 2.9).
 const CANDIDATES_MAX: usize = 8;
@@ -77,6 +75,8 @@ pub struct PlanRules {
     pub external_network_via_podvm: bool,
     /// What the provider's cloud takes as user data; `None` takes anything.
     pub user_data_limit: Option<UserDataLimit>,
+    /// The provider's settings as they stand in every request (`Report::template`).
+    pub template: String,
 }
 
 /// All that is needed to make the VM and to speak to it.
@@ -160,12 +160,13 @@ pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError>
         tracing::info!(sandbox = %request.sandbox, "Choosing {image} as the image of this pod");
     }
     let spec = VmSpec {
-        name: input.name.clone(),
-        sandbox: request.sandbox.to_string(),
         tags: all_tags(request, rules)?,
         user_data: user_data::make(input, rules)?,
         image: request.image.clone(),
         disk_gib: rules.disk_gib,
+        gpus: request.gpus,
+        template: rules.template.clone(),
+        ..VmSpec::new(input.name.clone(), request.sandbox.as_str())
     };
     let issued = input.issued.map(|i| i.server_name.as_str()).filter(|n| !n.is_empty());
     Ok(Plan {

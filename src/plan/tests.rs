@@ -58,7 +58,7 @@ fn issued() -> Issued {
 }
 
 fn a_type(name: &str, vcpus: u32, memory_mib: u64, gpus: u32) -> InstanceType {
-    InstanceType { name: name.to_owned(), vcpus, memory_mib, gpus, price_milli: None }
+    InstanceType { name: name.to_owned(), vcpus, memory_mib, gpus, price: None }
 }
 
 fn rules() -> PlanRules {
@@ -73,6 +73,7 @@ fn rules() -> PlanRules {
         size: SizeRules {
             default_type: "small".to_owned(),
             allowed: vec!["large".to_owned(), "gpu".to_owned()],
+            any_size: None,
         },
         vxlan_port: 9000,
         ..PlanRules::default()
@@ -318,7 +319,7 @@ fn sizes_are_passed_on_and_refusals_keep_upstreams_words() {
     let list = "requested instance type (\"odd\") is not part of supported instance types list";
     assert_eq!(words(&named("odd"), &rules()), list);
     let only = PlanRules {
-        size: SizeRules { default_type: "small".to_owned(), allowed: Vec::new() },
+        size: SizeRules { default_type: "small".to_owned(), ..SizeRules::default() },
         ..rules()
     };
     let empty = "requested instance type (\"odd\") is not default (\"small\") and supported instance types list is empty";

@@ -1,21 +1,12 @@
 //! What the VM is told at boot, as cloud-config.
 
-use peerpod_providers::UserData;
+use peerpod_providers::{UserData, UserDataLimit};
 use podvm::apf::{Apf, ApfNetwork};
 use podvm::cloud_config::{self, File};
 use podvm::contract;
 use zeroize::Zeroize;
 
 use super::{PlanError, PlanInput, PlanRules};
-
-/// What a cloud takes as user data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UserDataLimit {
-    /// How much, as the cloud counts it.
-    pub size: usize,
-    /// Whether it counts characters of base64 (Azure, GCP) or raw bytes (AWS).
-    pub base64: bool,
-}
 
 /// The files as one text, within the limit.
 pub(super) fn make(input: &PlanInput<'_>, rules: &PlanRules) -> Result<UserData, PlanError> {

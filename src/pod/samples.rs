@@ -1,7 +1,5 @@
 //! Values for tests.
 
-use std::collections::BTreeMap;
-
 use peerpod_providers::{Candidate, Market, UserData, VmName, VmSpec};
 use peerpod_tunnel::network::{MacText, PodNetwork};
 
@@ -24,12 +22,8 @@ pub(crate) fn network() -> PodNetwork {
 
 pub(crate) fn spec(sandbox: &str, pod: &str) -> VmSpec {
     VmSpec {
-        name: VmName::first_form(pod, sandbox),
-        sandbox: sandbox.to_owned(),
-        tags: BTreeMap::new(),
         user_data: UserData("PRIVATE KEY".to_owned()),
-        image: None,
-        disk_gib: 0,
+        ..VmSpec::new(VmName::first_form(pod, sandbox), sandbox)
     }
 }
 

@@ -31,6 +31,11 @@ pub trait Double: Send + Sync {
     /// Largest user data in bytes, where there is a limit.
     fn user_data_limit(&self) -> Option<usize>;
 
+    /// [`crate::Report::template`] of the provider.
+    fn template(&self) -> String {
+        String::new()
+    }
+
     /// VMs per page of a list, where lists have pages.
     fn page(&self) -> usize {
         1

@@ -49,17 +49,16 @@ pub(super) fn chain(error: &Error) -> String {
 /// The n-th VM of a row.
 pub(super) fn spec(double: &dyn Double, row: &str, n: usize) -> VmSpec {
     let sandbox = format!("conform-{row}-{n}-0123456789abcdef");
+    let name = VmName::first_form(&format!("conform-{row}-{n}"), "0123456789abcdef");
     VmSpec {
-        name: VmName::first_form(&format!("conform-{row}-{n}"), "0123456789abcdef"),
         tags: BTreeMap::from([
             (tags::INSTALLATION.to_owned(), double.installation().to_owned()),
             (tags::SANDBOX.to_owned(), sandbox.clone()),
             (tags::POD.to_owned(), format!("{row}-{n}")),
         ]),
-        sandbox,
         user_data: UserData(format!("#cloud-config\n# {SECRET}\n")),
-        image: None,
-        disk_gib: 0,
+        template: double.template(),
+        ..VmSpec::new(name, sandbox)
     }
 }
 

@@ -23,8 +23,8 @@ pub use script::{Fault, Operation};
 pub use world::FakeVm;
 
 use crate::{
-    Candidate, Deletion, Error, InstanceType, Kind, Market, Provider, Report, Resource, Vm, VmName,
-    VmRef, VmSpec,
+    Candidate, Deletion, Error, Finding, InstanceType, Kind, Market, Provider, Report, Resource,
+    Vm, VmName, VmRef, VmSpec,
 };
 use bucket::Bucket;
 use script::{Faults, Script};
@@ -65,7 +65,7 @@ impl Default for Options {
                 vcpus: 2,
                 memory_mib: 4096,
                 gpus: 0,
-                price_milli: None,
+                price: None,
             }],
             boot_takes: Duration::from_millis(10),
             delete_takes: Duration::ZERO,
@@ -272,8 +272,9 @@ impl std::fmt::Display for Fake {
 impl Provider for Fake {
     async fn check(&self) -> Result<Report, Error> {
         let (_, open) = self.begin(call(Operation::Check)).await?;
-        let warnings = vec!["fake makes no machines at all".to_owned()];
-        open.answer(Ok(Report { types: self.options.types.clone(), warnings, problems: vec![] }))
+        let mut report = Report::of_types(self.options.types.clone());
+        report.findings = vec![Finding::warning("fake", "it makes no machines at all")];
+        open.answer(Ok(report))
     }
 
     async fn create(&self, spec: &VmSpec, candidate: &Candidate) -> Result<Vm, Error> {

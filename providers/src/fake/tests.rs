@@ -5,15 +5,12 @@ use crate::{ResourceKind, UserData, tags};
 
 fn spec(n: u32) -> VmSpec {
     VmSpec {
-        name: VmName::first_form(&format!("pod{n}"), "abc"),
-        sandbox: format!("abc-{n}"),
         tags: BTreeMap::from([
             (tags::INSTALLATION.to_owned(), "test".to_owned()),
             (tags::SANDBOX.to_owned(), format!("abc-{n}")),
         ]),
         user_data: UserData("#cloud-config\n".to_owned()),
-        image: None,
-        disk_gib: 0,
+        ..VmSpec::new(VmName::first_form(&format!("pod{n}"), "abc"), format!("abc-{n}"))
     }
 }
 

@@ -6,14 +6,15 @@ use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::network::overlap;
 use super::{NAME, Settings};
-use crate::{InstanceType, Report};
+use crate::{Finding, InstanceType, Report};
 
 pub(super) fn report(settings: &Settings) -> Report {
-    let warnings = vec![
+    let mut report = Report::of_types(vec![whole_machine()]);
+    report.findings.push(Finding::warning(
+        NAME,
         "local isolates nothing: its VMs share this machine's kernel, files and root user; use it \
-         for development and tests only"
-            .to_owned(),
-    ];
+         for development and tests only",
+    ));
     let mut problems = programs(settings);
     problems.extend(overlap(settings.cidr).err().map(|e| e.to_string()));
     problems.extend(state_dir(settings));
@@ -24,7 +25,8 @@ pub(super) fn report(settings: &Settings) -> Report {
                 .to_owned(),
         );
     }
-    Report { types: vec![whole_machine()], warnings, problems }
+    report.findings.extend(problems.into_iter().map(|p| Finding::problem(NAME, p)));
+    report
 }
 
 /// What is wrong with the programs that would run in a VM.
@@ -69,6 +71,6 @@ fn whole_machine() -> InstanceType {
         vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
         memory_mib: kib.unwrap_or(0) / 1024,
         gpus: 0,
-        price_milli: None,
+        price: None,
     }
 }

@@ -1,15 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::prices::Price;
 
-fn of(
-    name: &str,
-    vcpus: u32,
-    memory_mib: u64,
-    gpus: u32,
-    price_milli: Option<u64>,
-) -> InstanceType {
-    InstanceType { name: name.to_owned(), vcpus, memory_mib, gpus, price_milli }
+fn of(name: &str, vcpus: u32, memory_mib: u64, gpus: u32, price: Option<u64>) -> InstanceType {
+    InstanceType { name: name.to_owned(), vcpus, memory_mib, gpus, price: price.map(Price) }
 }
 
 fn catalogue() -> Vec<InstanceType> {
@@ -27,6 +22,7 @@ fn rules() -> SizeRules {
     SizeRules {
         default_type: "m.large".to_owned(),
         allowed: ["m.xlarge", "c.xlarge", "g.*"].map(str::to_owned).to_vec(),
+        any_size: None,
     }
 }
 
@@ -77,7 +73,11 @@ fn gpus_take_cpu_and_memory_along() {
 #[test]
 fn a_price_counts_only_if_all_that_fit_have_one() {
     let mut types = vec![of("small", 2, 4096, 0, Some(90)), of("big", 8, 32768, 0, Some(50))];
-    let rules = SizeRules { default_type: "small".to_owned(), allowed: vec!["*".to_owned()] };
+    let rules = SizeRules {
+        default_type: "small".to_owned(),
+        allowed: vec!["*".to_owned()],
+        any_size: None,
+    };
     let first = |types: &[InstanceType]| {
         choose(&size(1, 0, 0), types, &rules).expect("a type").types[0].name.clone()
     };
@@ -91,7 +91,7 @@ fn refusals_have_the_texts_that_upstreams_tests_match() {
     let refuse = |request: &SizeRequest, rules: &SizeRules| {
         choose(request, &catalogue(), rules).expect_err("refused").to_string()
     };
-    let bare = SizeRules { default_type: "m.large".to_owned(), allowed: vec![] };
+    let bare = SizeRules { default_type: "m.large".to_owned(), ..SizeRules::default() };
     assert_eq!(
         refuse(&named("x.secret"), &rules()),
         "requested instance type (\"x.secret\") is not part of supported instance types list"
@@ -115,7 +115,7 @@ fn refusals_have_the_texts_that_upstreams_tests_match() {
 
 #[test]
 fn without_a_list_the_default_may_still_fit_a_size() {
-    let bare = SizeRules { default_type: "m.large".to_owned(), allowed: vec![] };
+    let bare = SizeRules { default_type: "m.large".to_owned(), ..SizeRules::default() };
     let choice = choose(&size(2, 8192, 0), &catalogue(), &bare).expect("the default fits");
     assert_eq!(choice.types, [of("m.large", 2, 8192, 0, None)]);
     assert!(choose(&size(3, 0, 0), &catalogue(), &bare).is_err());
@@ -136,6 +136,23 @@ fn any_type() -> impl Strategy<Value = InstanceType> {
         })
 }
 
+#[test]
+fn a_provider_without_types_makes_what_is_asked_for_within_its_bounds() {
+    let sizes = AnySize { vcpus: 2, memory_mib: 8192, vcpus_max: 8, memory_mib_max: 16384 };
+    let rules = SizeRules { any_size: Some(sizes), ..SizeRules::default() };
+    let name = |request| choose(&request, &[], &rules).map(|c| c.types[0].name.clone());
+    assert_eq!(name(size(0, 0, 0)).as_deref(), Ok("2x8192"));
+    assert_eq!(name(size(4, 0, 0)).as_deref(), Ok("4x8192"));
+    assert_eq!(name(size(0, 512, 0)).as_deref(), Ok("2x512"));
+    assert_eq!(AnySize::parse("4x8192"), Some((4, 8192)));
+    assert_eq!(AnySize::parse("local"), None);
+    assert!(matches!(name(size(9, 0, 0)), Err(SizeError::NoFit { vcpus: 9, .. })));
+    assert!(matches!(name(size(0, 0, 1)), Err(SizeError::NoGpuFit { gpus: 1, .. })));
+    let named =
+        SizeRequest { instance_type: Some("m6a.large".to_owned()), ..SizeRequest::default() };
+    assert_eq!(name(named), Err(SizeError::NoTypes("m6a.large".to_owned())));
+}
+
 proptest! {
     #[test]
     fn the_choice_is_always_the_cheapest_that_fits(
@@ -147,6 +164,7 @@ proptest! {
         let rules = SizeRules {
             default_type: "t0".to_owned(),
             allowed: permitted.iter().map(|n| format!("t{n}")).collect(),
+            any_size: None,
         };
         let fits = |t: &&InstanceType| {
             (t.name == "t0" || rules.allowed.contains(&t.name))
@@ -161,8 +179,8 @@ proptest! {
                 let best = &choice.types[0];
                 prop_assert!(fits(&best));
                 let cost = |t: &InstanceType| (t.gpus, t.memory_mib, t.vcpus);
-                if fitting.iter().all(|t| t.price_milli.is_some()) {
-                    prop_assert!(fitting.iter().all(|t| best.price_milli <= t.price_milli));
+                if fitting.iter().all(|t| t.price.is_some()) {
+                    prop_assert!(fitting.iter().all(|t| best.price <= t.price));
                 } else {
                     prop_assert!(fitting.iter().all(|t| cost(best) <= cost(t)));
                 }

@@ -19,16 +19,14 @@ pub const INSTALLATION: &str = "test";
 
 pub fn spec(n: u32) -> VmSpec {
     let sandbox = format!("{n:08x}{}", "0".repeat(56));
+    let name = VmName::first_form(&format!("pod-{n}"), &sandbox);
     VmSpec {
-        name: VmName::first_form(&format!("pod-{n}"), &sandbox),
         tags: BTreeMap::from([
             (tags::INSTALLATION.to_owned(), INSTALLATION.to_owned()),
             (tags::SANDBOX.to_owned(), sandbox.clone()),
         ]),
-        sandbox,
         user_data: UserData(format!("#cloud-config\n# secret of {n}\n")),
-        image: None,
-        disk_gib: 0,
+        ..VmSpec::new(name, sandbox)
     }
 }
 
@@ -104,7 +102,7 @@ pub fn cycle(dir: &Path) -> ExitCode {
     let provider = Local::new(settings(dir, "172.31.0.0/24"), INSTALLATION);
     runtime().block_on(async {
         let report = provider.check().await.unwrap();
-        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        assert_eq!(report.problems(), None);
         let vm = provider.create(&spec(1), &here()).await.unwrap();
         assert_eq!(fact(vm.addresses[0], "peer"), "192.0.2.1");
         assert_eq!(fact(vm.addresses[0], "init"), "helper");

@@ -100,13 +100,10 @@ impl Planner for FakePlanner {
 pub(super) fn spec(name: VmName, sandbox: &str, node: &str) -> VmSpec {
     let tag = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     VmSpec {
-        name,
-        sandbox: sandbox.to_owned(),
         tags: [tag(tags::INSTALLATION, "test"), tag(tags::NODE, node), tag(tags::SANDBOX, sandbox)]
             .into(),
         user_data: UserData("PRIVATE KEY".to_owned()),
-        image: None,
-        disk_gib: 0,
+        ..VmSpec::new(name, sandbox)
     }
 }
 

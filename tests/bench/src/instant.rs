@@ -114,9 +114,9 @@ impl Provider for Instantly {
             vcpus: 2,
             memory_mib: 4096,
             gpus: 0,
-            price_milli: None,
+            price: None,
         };
-        Ok(Report { types: vec![only], ..Report::default() })
+        Ok(Report::of_types(vec![only]))
     }
 
     async fn create(&self, spec: &VmSpec, candidate: &Candidate) -> Result<Vm, Error> {

@@ -207,12 +207,8 @@ impl Machines {
 /// Other people's machines; none of them may ever be touched.
 pub(crate) fn foreigners() -> Vec<VmSpec> {
     let spec = |name: &str, sandbox: &str, tags: &[(&str, &str)]| VmSpec {
-        name: VmName::from_existing(name),
-        sandbox: sandbox.to_owned(),
         tags: tags.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
-        user_data: peerpod_providers::UserData(String::new()),
-        image: None,
-        disk_gib: 0,
+        ..VmSpec::new(VmName::from_existing(name), sandbox)
     };
     let long = "f0".repeat(32);
     vec![

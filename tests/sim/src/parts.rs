@@ -51,12 +51,9 @@ impl Planner for Plans {
         ];
         Ok(Plan {
             spec: VmSpec {
-                name: name.clone(),
                 user_data: UserData(format!("{SECRET} of {sandbox}")),
                 tags: tags.into(),
-                sandbox,
-                image: None,
-                disk_gib: 0,
+                ..VmSpec::new(name.clone(), sandbox)
             },
             candidates: (0..).zip(["a", "b", "c"]).map(|(n, zone)| candidate(n, zone)).collect(),
             size_reason: "the default".to_owned(),
