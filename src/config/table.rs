@@ -104,6 +104,8 @@ settings! {
         "Most pods on this node; a negative number is no limit.";
     MAX_CREATES: i64 = Ours One "max-concurrent-creates" "PEERPODD_MAX_CONCURRENT_CREATES" "8" parse::number::<1, 1_000>,
         "Most VMs being made at a time.";
+    CAPACITY_COOLDOWN: Duration = Ours One "capacity-cooldown" "CAPACITY_COOLDOWN" "3m" parse::duration::<10_000, HOUR>,
+        "For how long no VM is tried where there was no room; doubled when that happens again.";
     START_TIMEOUT: Duration = Ours One "start-timeout" "PEERPODD_START_TIMEOUT" "9m30s" parse::duration::<1_000, 599_000>,
         "Bound of one start, below the shim's 600s.";
     SANDBOX_EXPIRY: Duration = Ours One "sandbox-expiry" "PEERPODD_SANDBOX_EXPIRY" "15m" parse::duration::<1_000, DAY>,

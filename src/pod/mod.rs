@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerpod_providers::VmName;
+use peerpod_providers::placement::Placement;
 use peerpod_tunnel::link::notice::Notices;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
@@ -52,6 +53,8 @@ pub(crate) struct Common {
     /// Creates under way; waiters are served in the order in which they came.
     pub(crate) creates: Arc<Semaphore>,
     pub(crate) vnis: Vnis,
+    /// Places that had no room, for all pods.
+    pub(crate) placement: Placement,
     pub(crate) tracker: Tracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -63,12 +66,14 @@ impl Common {
         tracker: Tracker,
         shutdown: CancellationToken,
     ) -> Self {
+        let placement = options.capacity_cooldown;
         let creates = Semaphore::new(options.concurrent_creates.clamp(1, Semaphore::MAX_PERMITS));
         Self {
             world,
             options,
             creates: Arc::new(creates),
             vnis: Vnis::default(),
+            placement: Placement::new(placement),
             tracker,
             shutdown,
         }

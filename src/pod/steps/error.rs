@@ -40,6 +40,12 @@ pub(crate) enum StepError {
         /// The last failure.
         source: ProviderError,
     },
+    /// No candidate had room.
+    #[error("creating its VM: no room at any of {} places: {}", tried.len(), tried.join("; "))]
+    NoRoom {
+        /// What was wrong at each.
+        tried: Vec<String>,
+    },
     /// The provider says it has a VM, but no address.
     #[error("creating its VM: it came without an address")]
     NoAddress,
@@ -71,11 +77,27 @@ pub(crate) enum StepError {
     Ended,
 }
 
+/// Without the words that all of them begin with.
+fn chain_of_create(error: &StepError) -> String {
+    match error {
+        StepError::Create { place, source, .. } => format!("{place}: {}", chain(source)),
+        other => chain(other),
+    }
+}
+
 fn repeated(attempts: u32) -> String {
     if attempts > 1 { format!(" (after {attempts} attempts)") } else { String::new() }
 }
 
 impl StepError {
+    /// Of the places that had no room, in the order in which they were tried.
+    pub(super) fn no_room(mut tried: Vec<Self>) -> Self {
+        if tried.len() > 1 {
+            return Self::NoRoom { tried: tried.iter().map(chain_of_create).collect() };
+        }
+        tried.pop().unwrap_or(Self::NoCandidate)
+    }
+
     fn kind(&self) -> FailureKind {
         match self {
             Self::Inspect(NetworkError::Inspect(_)) => FailureKind::Invalid,
@@ -83,7 +105,7 @@ impl StepError {
             Self::Save(e) if e.is_full() => FailureKind::Exhausted,
             Self::Vni(VniError::Exhausted(_)) => FailureKind::Exhausted,
             Self::Create { source, .. } => provider_kind(source.kind),
-            Self::NoCandidate => FailureKind::Exhausted,
+            Self::NoCandidate | Self::NoRoom { .. } => FailureKind::Exhausted,
             Self::OneAddress | Self::Mtu(_) | Self::Phase(_) => FailureKind::Precondition,
             Self::Open(e) | Self::Connect(e) if e.may_pass() => FailureKind::Unavailable,
             Self::Unready(_) => FailureKind::Deadline,

@@ -1,6 +1,7 @@
 //! The VM: one candidate after the other, each written down before it is tried.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use peerpod_providers::error::Advice;
 use peerpod_providers::retry::{Backoff, Policy};
@@ -14,32 +15,47 @@ use crate::pod::phase::{Event, Made, Phase};
 
 /// Most calls at one place; what bounds them really is the start's deadline.
 const ATTEMPTS: u32 = 40;
+/// No further place is begun after that: who waits wants to hear that there is no room.
+const WALK: Duration = Duration::from_secs(60);
 
 /// The pod's VM: the one it has, or a new one.
 pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
     let record = life.record();
-    let first = match &record.phase {
+    let (first, begun) = match &record.phase {
         Phase::Launching { made: Made::Known(vm), .. } => return Ok(vm.clone()),
-        Phase::Launching { candidate, made: Made::Parts } => candidate.saturating_add(1),
-        Phase::Launching { candidate, .. } => *candidate,
-        _ => 0,
+        Phase::Launching { candidate, made: Made::Parts } => (candidate.saturating_add(1), None),
+        Phase::Launching { candidate, made: Made::Perhaps } => (*candidate, Some(*candidate)),
+        Phase::Launching { candidate, .. } => (*candidate, None),
+        _ => (0, None),
     };
     let slot = slot(life).await;
-    let mut last = StepError::NoCandidate;
-    for (number, candidate) in (0u32..).zip(&record.machine.candidates) {
-        if number < first {
+    let (placement, begin) = (&life.common.placement, Instant::now());
+    let candidates = record.machine.candidates.get(first as usize..).unwrap_or_default();
+    let mut tried = Vec::new();
+    for ((number, candidate), open) in (first..).zip(candidates).zip(placement.open(candidates)) {
+        // What an earlier process began may have had an effect and is gone on with, wherever it is.
+        if !open && begun != Some(number) {
             continue;
+        }
+        if begin.elapsed() >= WALK && !tried.is_empty() {
+            break;
         }
         life.advance(Event::Attempt(number), |_| {}).await?;
         match attempt(life, &slot, &record.machine.spec, candidate).await {
             Ok(vm) => {
+                placement.worked(candidate);
                 life.enter(Event::Made(vm.clone()))?;
                 return Ok(vm);
             }
-            Err((error, advice)) => last = refused(life, error, advice)?,
+            Err((error, advice)) => {
+                if let StepError::Create { source, .. } = &error {
+                    placement.failed(candidate, source);
+                }
+                tried.push(refused(life, error, advice)?);
+            }
         }
     }
-    Err(last)
+    Err(StepError::no_room(tried))
 }
 
 /// A place among the creates that run at once. Whoever holds a part of it holds all of it.
