@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::size::SizeRules;
-use crate::{InstanceType, Market};
+use crate::{Error, InstanceType, Kind, Market, UserData};
 
 /// What [`crate::Provider::check`] found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +36,31 @@ pub struct UserDataLimit {
     pub size: usize,
     /// Whether it counts characters of base64 (Azure, GCP) or raw bytes (AWS).
     pub base64: bool,
+}
+
+impl UserDataLimit {
+    /// Size of so many bytes, as the cloud counts it.
+    pub fn counted(self, bytes: usize) -> usize {
+        if self.base64 { bytes.div_ceil(3) * 4 } else { bytes }
+    }
+
+    /// What it counts.
+    pub fn unit(self) -> &'static str {
+        if self.base64 { "characters of base64" } else { "bytes" }
+    }
+
+    /// Refuses user data that the cloud would not take, before anything is asked for.
+    ///
+    /// # Errors
+    /// `Invalid`, with both numbers.
+    pub fn refuse(self, provider: &'static str, user_data: &UserData) -> Result<(), Error> {
+        let (size, limit) = (self.counted(user_data.0.len()), self.size);
+        if size <= limit {
+            return Ok(());
+        }
+        let text = format!("user data have {size} {}, at most {limit} are possible", self.unit());
+        Err(Error::new(provider, "create", Kind::Invalid, text))
+    }
 }
 
 /// One thing that was looked at.

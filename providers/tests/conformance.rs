@@ -10,19 +10,20 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peerpod_providers::budget::{Budget, Rate};
 use peerpod_providers::conformance::{self, Double, Injection, Operation, Outcome};
 use peerpod_providers::fake::{Fake, Fault, Options};
 use peerpod_providers::{
-    Candidate, Deletion, Error, Kind, Market, Provider, Report, Resource, ResourceKind, Vm, VmName,
-    VmRef, VmSpec,
+    Candidate, Deletion, Error, Kind, Market, Provider, Report, Resource, ResourceKind,
+    UserDataLimit, Vm, VmName, VmRef, VmSpec, Volume,
 };
 
-const LIMIT: usize = 4096;
+const LIMIT: UserDataLimit = UserDataLimit { size: 4096, base64: false };
 
 fn options() -> Options {
     Options {
         page: 2,
-        user_data_limit: LIMIT,
+        user_data_limit: LIMIT.size,
         delete_takes: Duration::from_millis(30),
         ..Options::default()
     }
@@ -37,7 +38,8 @@ struct FakeDouble {
 impl FakeDouble {
     fn with(flaw: Option<Flaw>) -> Self {
         let fake = Arc::new(Fake::new(options()));
-        let provider = Box::new(Flawed { fake: Arc::clone(&fake), flaw });
+        let budget = Budget::new("create", Rate { per_second: 1e3, burst: 1000 });
+        let provider = Box::new(Flawed { fake: Arc::clone(&fake), flaw, budget });
         Self { fake, provider }
     }
 }
@@ -60,12 +62,24 @@ impl Double for FakeDouble {
         }
     }
 
-    fn user_data_limit(&self) -> Option<usize> {
+    fn user_data_limit(&self) -> Option<UserDataLimit> {
         Some(LIMIT)
     }
 
     fn page(&self) -> usize {
         2
+    }
+
+    fn volume(&self) -> Option<Volume> {
+        Some(Volume { disk: "disk-1".to_owned(), lun: 0 })
+    }
+
+    fn budgets(&self) -> bool {
+        true
+    }
+
+    fn stop(&self, vm: &VmRef) -> bool {
+        self.fake.kill(&vm.name)
     }
 
     fn inject(&self, injection: Injection) -> bool {
@@ -74,6 +88,7 @@ impl Double for FakeDouble {
             Injection::LostReply => (Operation::Create, Fault::LostReply(Kind::Unavailable)),
             Injection::Partial => (Operation::Create, Fault::Partial(Kind::Other)),
             Injection::BrokenList => (Operation::List, Fault::BreaksAfter(1)),
+            Injection::VolumeFails => (Operation::Create, Fault::Partial(Kind::Invalid)),
         };
         self.fake.script_next(operation, fault);
         true
@@ -94,12 +109,16 @@ enum Flaw {
     HidesABrokenList,
     MakesItInTheBackground,
     ForgetsTheKind,
+    IgnoresThrottles,
+    ForgetsAFailedVolume,
+    SaysItRuns,
+    ChokesOnNames,
     LimitWithoutNumbers,
     TellsUserData,
 }
 
 /// Which row catches which flaw.
-const CAUGHT: [(&str, Flaw); 14] = [
+const CAUGHT: [(&str, Flaw); 18] = [
     ("create gives an address", Flaw::NoAddress),
     ("a replay gives the same VM", Flaw::NewVmEachTime),
     ("a lost reply leaves one VM", Flaw::ForgetsAnAttempt),
@@ -112,6 +131,10 @@ const CAUGHT: [(&str, Flaw); 14] = [
     ("a broken list is an error", Flaw::HidesABrokenList),
     ("a dropped create is not lost", Flaw::MakesItInTheBackground),
     ("errors keep their kind", Flaw::ForgetsTheKind),
+    ("a throttle is obeyed", Flaw::IgnoresThrottles),
+    ("a volume's failure leaves nothing", Flaw::ForgetsAFailedVolume),
+    ("a stopped VM is told", Flaw::SaysItRuns),
+    ("odd names break no create", Flaw::ChokesOnNames),
     ("too much user data is named", Flaw::LimitWithoutNumbers),
     ("secrets do not show", Flaw::TellsUserData),
 ];
@@ -119,6 +142,7 @@ const CAUGHT: [(&str, Flaw); 14] = [
 struct Flawed {
     fake: Arc<Fake>,
     flaw: Option<Flaw>,
+    budget: Budget,
 }
 
 impl Flawed {
@@ -170,7 +194,15 @@ impl Provider for Flawed {
         if self.is(Flaw::ForgetsAnAttempt) && self.has(&spec.name) {
             return self.another(spec, candidate);
         }
-        match self.fake.create(spec, candidate).await {
+        if self.is(Flaw::ChokesOnNames) && spec.tags.values().any(|value| !value.is_ascii()) {
+            return Err(Error::new("flawed", "create", Kind::Invalid, "what a name"));
+        }
+        let create = self.fake.create(spec, candidate);
+        let created = match self.flaw {
+            Some(Flaw::IgnoresThrottles) => create.await,
+            _ => self.budget.call(create).await,
+        };
+        match created {
             Ok(mut vm) => {
                 if self.is(Flaw::NoAddress) {
                     vm.addresses.clear();
@@ -205,7 +237,8 @@ impl Provider for Flawed {
         if self.is(Flaw::NeedsNativeId) && vm.native_id.is_none() {
             return refuse(Kind::Invalid, "the id is empty");
         }
-        if self.is(Flaw::LeavesParts) && !there {
+        let parts = [Flaw::LeavesParts, Flaw::ForgetsAFailedVolume];
+        if parts.iter().any(|flaw| self.is(*flaw)) && !there {
             return Ok(Deletion::Gone);
         }
         self.fake.delete(vm).await
@@ -219,6 +252,9 @@ impl Provider for Flawed {
         let mut list = list?;
         if self.is(Flaw::ShortList) {
             list.truncate(2);
+        }
+        if self.is(Flaw::SaysItRuns) {
+            list.iter_mut().for_each(|r| r.running = Some(true));
         }
         if self.is(Flaw::LeavesParts) {
             list.retain(|r| r.kind != ResourceKind::Address);
@@ -264,13 +300,13 @@ async fn what_a_double_cannot_do_is_called_untested_and_not_kept() {
         fn candidate(&self) -> Candidate {
             self.0.candidate()
         }
-        fn user_data_limit(&self) -> Option<usize> {
+        fn user_data_limit(&self) -> Option<UserDataLimit> {
             None
         }
     }
     let outcomes = conformance::check(&Plain(FakeDouble::with(None))).await;
     let untested = outcomes.iter().filter(|(_, o)| *o == Ok(Outcome::Untested)).count();
-    assert_eq!((untested, outcomes.iter().all(|(_, o)| o.is_ok())), (5, true), "{outcomes:?}");
+    assert_eq!((untested, outcomes.iter().all(|(_, o)| o.is_ok())), (8, true), "{outcomes:?}");
 }
 
 #[cfg(feature = "local")]
@@ -297,7 +333,7 @@ mod local {
             common::here()
         }
 
-        fn user_data_limit(&self) -> Option<usize> {
+        fn user_data_limit(&self) -> Option<UserDataLimit> {
             Some(USER_DATA_LIMIT)
         }
     }
@@ -329,7 +365,15 @@ mod local {
         });
         for (row, outcome) in done.unwrap() {
             // Nothing stands behind it that could be made to fail.
-            let untested = ["a lost reply", "delete takes parts", "a broken list", "errors keep"];
+            let untested = [
+                "a lost reply",
+                "delete takes parts",
+                "a broken list",
+                "errors keep",
+                "a throttle",
+                "a volume",
+                "a stopped VM",
+            ];
             let untested = untested.iter().any(|u| row.starts_with(u));
             let expected = if untested { Outcome::Untested } else { Outcome::Kept };
             assert_eq!(outcome, Ok(expected), "{row}");

@@ -66,16 +66,16 @@ fn within(
     let bytes = text.0.len();
     // What our own program in the VM reads at most.
     let own = UserDataLimit { size: contract::USER_DATA_LIMIT, base64: false };
-    for UserDataLimit { size: limit, base64 } in limit.into_iter().chain([own]) {
-        let size = if base64 { bytes.div_ceil(3) * 4 } else { bytes };
-        if size <= limit {
+    for limit in limit.into_iter().chain([own]) {
+        let size = limit.counted(bytes);
+        if size <= limit.size {
             continue;
         }
         let largest = files.iter().max_by_key(|f| f.content.len());
         return Err(PlanError::TooLarge {
             size,
-            unit: if base64 { "characters of base64" } else { "bytes" },
-            limit,
+            unit: limit.unit(),
+            limit: limit.size,
             part: largest.map(|f| f.path.clone()).unwrap_or_default(),
             part_size: largest.map_or(0, |f| f.content.len()),
         });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::tools::{
     DropAfter, SECRET, chain, create, delete, delete_and_look, ensure, fails, listed, ref_to, spec,
@@ -220,17 +220,82 @@ async fn call(
     }
 }
 
+/// After a throttle nothing is asked for as long as the cloud says.
+pub(super) async fn a_throttle_is_obeyed(double: &dyn Double) -> Result {
+    let spec = spec(double, "throttle", 0);
+    let pause = Duration::from_secs(1);
+    let throttled = Injection::Fail(Operation::Create, Kind::Throttled(Some(pause)));
+    if !double.budgets() || !double.inject(throttled) {
+        return Ok(Outcome::Untested);
+    }
+    fails("a create that is throttled", create(double, &spec).await)?;
+    let begin = Instant::now();
+    works("the same create again", create(double, &spec).await)?;
+    let waited = begin.elapsed();
+    ensure(waited >= pause.mul_f32(0.9), || {
+        format!("{pause:?} were asked for, waited {waited:?}")
+    })?;
+    delete_and_look(double, &spec).await?;
+    Ok(Outcome::Kept)
+}
+
+/// A volume that cannot be attached fails the create; nothing stays, and the volume can be used.
+pub(super) async fn a_volumes_failure_leaves_nothing(double: &dyn Double) -> Result {
+    let (mut spec, volume) = (spec(double, "volume", 0), double.volume());
+    let Some(volume) = volume.filter(|_| double.inject(Injection::VolumeFails)) else {
+        return Ok(Outcome::Untested);
+    };
+    spec.volumes = vec![volume];
+    fails("create with a volume that cannot be attached", create(double, &spec).await)?;
+    delete_and_look(double, &spec).await?;
+    let mut next = self::spec(double, "volume", 1);
+    next.volumes = spec.volumes;
+    works("create with the same volume", create(double, &next).await)?;
+    delete_and_look(double, &next).await?;
+    Ok(Outcome::Kept)
+}
+
+/// A VM that somebody has stopped is not told as running.
+pub(super) async fn a_stopped_vm_is_told(double: &dyn Double) -> Result {
+    let spec = spec(double, "stopped", 0);
+    works("create", create(double, &spec).await)?;
+    let stopped = double.stop(&ref_to(&spec));
+    let seen = listed(double, &spec).await?;
+    let running = seen.iter().any(|r| r.kind == ResourceKind::Vm && r.running != Some(false));
+    delete_and_look(double, &spec).await?;
+    if !stopped {
+        return Ok(Outcome::Untested);
+    }
+    ensure(!running, || format!("a stopped VM is told as running: {seen:?}"))?;
+    Ok(Outcome::Kept)
+}
+
+/// Whatever pods, namespaces and nodes are called, the cloud takes it.
+pub(super) async fn odd_names_break_no_create(double: &dyn Double) -> Result {
+    let mut spec = spec(double, "odd", 0);
+    let long = format!("Odd.Name/<&>%\\?ä_{}", "x".repeat(300));
+    for key in [tags::POD, tags::NAMESPACE, tags::NODE] {
+        spec.tags.insert(key.to_owned(), long.clone());
+    }
+    works("create", create(double, &spec).await)?;
+    one_vm(double, &spec).await?;
+    delete_and_look(double, &spec).await?;
+    Ok(Outcome::Kept)
+}
+
 /// Too much user data is refused before anything is made, with both numbers.
 pub(super) async fn too_much_user_data_is_named(double: &dyn Double) -> Result {
     let Some(limit) = double.user_data_limit() else {
         return Ok(Outcome::Untested);
     };
     let mut spec = spec(double, "limit", 0);
-    spec.user_data = UserData(SECRET.chars().cycle().take(limit + 1).collect());
+    let bytes = (limit.size / 2..).find(|bytes| limit.counted(*bytes) > limit.size).unwrap_or(0);
+    spec.user_data = UserData(SECRET.chars().cycle().take(bytes).collect());
     let error = fails("create with too much user data", create(double, &spec).await)?;
     ensure(error.kind == Kind::Invalid, || format!("too much user data is {:?}", error.kind))?;
     let text = error.to_string();
-    let named = text.contains(&(limit + 1).to_string()) && text.contains(&limit.to_string());
+    let numbers = [limit.counted(bytes), limit.size];
+    let named = numbers.iter().all(|number| text.contains(&number.to_string()));
     ensure(named, || format!("size and limit are not in {text:?}"))?;
     let left = listed(double, &spec).await?;
     ensure(left.is_empty(), || format!("refused, and yet made: {left:?}"))?;
@@ -246,7 +311,8 @@ pub(super) async fn secrets_do_not_show(double: &dyn Double) -> Result {
     let mut foreign = spec(double, "secret", 1);
     foreign.name = ours.name.clone();
     let mut large = spec(double, "secret", 2);
-    large.user_data = UserData(SECRET.repeat(double.user_data_limit().unwrap_or(0) / 8 + 1));
+    let limit = double.user_data_limit().map_or(0, |limit| limit.size);
+    large.user_data = UserData(SECRET.repeat(limit / 8 + 1));
     for spec in [&foreign, &large] {
         if let Err(e) = create(double, spec).await {
             seen.push_str(&format!("{} {e:?}", chain(&e)));

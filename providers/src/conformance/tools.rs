@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{Double, Violation};
-use crate::{Deletion, Error, Resource, UserData, Vm, VmName, VmRef, VmSpec, tags};
+use crate::{Deletion, Error, Resource, Token, UserData, Vm, VmName, VmRef, VmSpec, tags};
 
 /// Stands in the user data; must be seen nowhere.
 pub(super) const SECRET: &str = "conformance-private-key";
@@ -48,8 +48,9 @@ pub(super) fn chain(error: &Error) -> String {
 
 /// The n-th VM of a row.
 pub(super) fn spec(double: &dyn Double, row: &str, n: usize) -> VmSpec {
-    let sandbox = format!("conform-{row}-{n}-0123456789abcdef");
-    let name = VmName::first_form(&format!("conform-{row}-{n}"), "0123456789abcdef");
+    // As long as those of the kubelet.
+    let sandbox = Token::of("conformance", row, "", u32::try_from(n).unwrap_or(u32::MAX)).hex();
+    let name = VmName::first_form(&format!("conform-{row}-{n}"), &sandbox);
     VmSpec {
         tags: BTreeMap::from([
             (tags::INSTALLATION.to_owned(), double.installation().to_owned()),

@@ -5,11 +5,12 @@ use std::path::Path;
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::network::overlap;
-use super::{NAME, Settings};
+use super::{NAME, Settings, USER_DATA_LIMIT};
 use crate::{Finding, InstanceType, Report};
 
 pub(super) fn report(settings: &Settings) -> Report {
     let mut report = Report::of_types(vec![whole_machine()]);
+    report.user_data = Some(USER_DATA_LIMIT);
     report.findings.push(Finding::warning(
         NAME,
         "local isolates nothing: its VMs share this machine's kernel, files and root user; use it \

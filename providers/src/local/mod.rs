@@ -34,8 +34,8 @@ pub use guest::guest_main;
 pub use settings::{Settings, keys};
 
 use crate::{
-    Candidate, Deletion, Error, Kind, Provider, Report, Resource, ResourceKind, Vm, VmName, VmRef,
-    VmSpec, tags,
+    Candidate, Deletion, Error, Kind, Provider, Report, Resource, ResourceKind, UserDataLimit, Vm,
+    VmName, VmRef, VmSpec, tags,
 };
 use directory::{Directory, LockError, Record};
 use guest::Boot;
@@ -44,7 +44,7 @@ use network::NetworkError;
 /// The provider's name.
 pub const NAME: &str = "local";
 /// Largest user data that podvm reads at all, in bytes.
-pub const USER_DATA_LIMIT: usize = 256 << 10;
+pub const USER_DATA_LIMIT: UserDataLimit = UserDataLimit { size: 256 << 10, base64: false };
 
 /// A start takes some ten milliseconds; this long only on a machine that has stopped to breathe.
 const START: Duration = Duration::from_secs(20);
@@ -282,15 +282,11 @@ fn resource(record: Record, runs: bool) -> Resource {
 /// What can be said before anything is touched.
 fn refuse_malformed(spec: &VmSpec) -> Result<(), Error> {
     let refuse = |message| Err(Error::new(NAME, "create", Kind::Invalid, message));
-    let (name, size) = (&spec.name, spec.user_data.0.len());
+    let name = &spec.name;
     if !name.is_legal() {
         return refuse(format!("the name {:?} is not a VM's", name.as_str()));
     }
-    if size > USER_DATA_LIMIT {
-        let limit = USER_DATA_LIMIT;
-        return refuse(format!("user data have {size} bytes, at most {limit} are possible"));
-    }
-    Ok(())
+    USER_DATA_LIMIT.refuse(NAME, &spec.user_data)
 }
 
 /// A VM that is there is the answer only to the very spec that made it.
