@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use peerpod_tunnel::link::session::{
-    Burst, Export, Front, Greeting, HEAD, Head, MAX_STREAMS, Machine, SessionId, Side,
+    Burst, Export, Front, Greeting, HEAD, Head, MAX_STREAMS, Machine, SessionId, Side, Type,
 };
 
 use crate::Parts;
@@ -19,6 +19,16 @@ fn said(machine: &mut Machine, most: usize) -> Vec<u8> {
     let mut burst = Burst::default();
     machine.transmit(&mut burst, most);
     burst.pieces().iter().flatten().copied().collect()
+}
+
+/// A frame as anybody might write it.
+fn put(out: &mut BytesMut, kind: u8, stream: u32, number: u64, payload: &[u8]) {
+    let length = (payload.len() as u32).to_be_bytes();
+    out.extend_from_slice(&length[1..]);
+    out.extend_from_slice(&[kind]);
+    out.extend_from_slice(&stream.to_be_bytes());
+    out.extend_from_slice(&number.to_be_bytes());
+    out.extend_from_slice(payload);
 }
 
 /// Byte `at` of a stream's direction.
@@ -137,13 +147,7 @@ impl World {
             _ if self.hostile => {
                 let (kind, number) = (parts.byte() % 16, u64::from(parts.byte()));
                 let payload = parts.bytes(usize::from(what >> 4 & 7) * 3);
-                let length = (payload.len() as u32).to_be_bytes();
-                let wire = &mut self.wire[end];
-                wire.extend_from_slice(&length[1..]);
-                wire.extend_from_slice(&[kind]);
-                wire.extend_from_slice(&stream.to_be_bytes());
-                wire.extend_from_slice(&number.to_be_bytes());
-                wire.extend_from_slice(payload);
+                put(&mut self.wire[end], kind, stream, number, payload);
             }
             _ => {}
         }
@@ -176,14 +180,68 @@ pub fn session(data: &[u8]) {
 }
 
 /// A session that another process has exported, by bytes from anybody: what is read can be exported
-/// again, and is the same.
+/// again, and is the same. It goes on with a VM that says whatever it likes.
 pub fn session_export(data: &[u8]) {
-    let Ok(mut machine) = Machine::import(&Export::from_bytes(data.to_vec())) else { return };
-    assert!(machine.memory() <= data.len() && machine.streams() < STREAMS);
+    let mut parts = Parts(data);
+    let length = parts.number();
+    let export = parts.bytes(length);
+    let Ok(mut machine) = Machine::import(&Export::from_bytes(export.to_vec())) else { return };
+    assert!(machine.memory() <= export.len() && machine.streams() < STREAMS);
     let export = machine.export().expect("it is not over");
     let again = Machine::import(&export).expect("ours is read");
     assert_eq!(again.export().as_ref().map(Export::as_bytes), Some(export.as_bytes()));
     machine.connect(Duration::ZERO);
     let hello = said(&mut machine, 1);
-    assert!(hello.len() >= HEAD, "it greets");
+    let hello = Greeting::parse(hello.get(HEAD..).unwrap_or_default()).expect("it greets");
+    let mut wire = BytesMut::new();
+    welcome(hello, &mut parts).put(Type::Welcome, 0, &mut wire);
+    while !parts.0.is_empty() {
+        let (kind, stream) = (parts.byte() % 12, u32::from(parts.byte() % 5));
+        let (number, payload) = (long(&mut parts), parts.byte());
+        put(&mut wire, kind, stream, number, parts.bytes(payload.into()));
+    }
+    let _ = machine.receive(&mut wire, Duration::ZERO);
+    assert!(machine.memory() <= data.len() && machine.streams() < STREAMS);
+    use_up(&mut machine);
+}
+
+/// The VM's answer: it has forgotten some streams, and of others another offset comes next.
+fn welcome(hello: Greeting, parts: &mut Parts<'_>) -> Greeting {
+    let session = hello.session.or_else(|| Some(SessionId::random()));
+    let mut next = Vec::new();
+    for (stream, ours) in hello.next {
+        match parts.byte() % 4 {
+            0 => {}
+            1 => next.push((stream, ours)),
+            2 => next.push((stream, u64::from(parts.byte()))),
+            _ => next.push((stream, long(parts))),
+        }
+    }
+    Greeting { session, next, ..hello }
+}
+
+fn long(parts: &mut Parts<'_>) -> u64 {
+    parts.bytes(8).iter().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+/// Every stream is read, written, finished and left.
+fn use_up(machine: &mut Machine) {
+    for stream in 1..5 {
+        while let Front::Bytes(bytes) = machine.front(stream) {
+            let count = bytes.len();
+            machine.took(stream, count);
+        }
+        if machine.front(stream) == Front::End {
+            machine.took_end(stream);
+        }
+        let room = machine.room(stream).unwrap_or_default();
+        machine.push_slice(stream, b"more".get(..room.min(4)).unwrap_or_default());
+        said(machine, usize::MAX);
+        machine.finish(stream);
+        machine.release(stream);
+    }
+    machine.open();
+    machine.close("done");
+    said(machine, usize::MAX);
+    while machine.event().is_some() {}
 }

@@ -149,7 +149,9 @@ fn read(left: &mut &[u8]) -> Result<Machine, Option<u16>> {
             return Err(None);
         }
     }
-    if !streams.contains_key(&CONTROL) {
+    // It never ends, and everything else relies on its being there.
+    let lives = |flow: &Flow| flow.announced && !flow.released && !flow.out.fin && !flow.inn.fin;
+    if !streams.get(&CONTROL).is_some_and(lives) {
         return Err(None);
     }
     machine.attempt = attempt;

@@ -188,6 +188,18 @@ fn what_another_process_gave_counts_no_further_than_can_be_counted_on() {
     }
 }
 
+#[test]
+fn what_another_process_gave_has_a_control_stream_that_lives() {
+    let export = pair().0.export().expect("export").as_bytes().to_vec();
+    assert_eq!(export[46], 1, "its flags: announced");
+    for flags in [0, 3, 7, 9, 25, 31, 33] {
+        let mut other = export.clone();
+        other[46] = flags;
+        let taken = Machine::import(&Export::from_bytes(other));
+        assert!(matches!(taken, Err(ExportError::Broken(_))), "flags {flags}");
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn hostile_bytes_never_panic_and_never_cost_more_than_they_are(
