@@ -9,7 +9,7 @@ pub(crate) mod attribute;
 mod batch;
 pub(crate) mod dump;
 pub mod expression;
-mod whole;
+pub(crate) mod whole;
 
 pub use batch::{Batch, Chain, Committed, Family, Hook, Set, Table};
 pub use dump::{Counter, Nft};

@@ -161,7 +161,7 @@ impl Whole<'_> {
 }
 
 /// Whether a rule that the kernel tells is that one.
-fn same(rule: &Rule, told: &[u8]) -> bool {
+pub(crate) fn same(rule: &Rule, told: &[u8]) -> bool {
     let told: Vec<_> = raw(find(told, 4).unwrap_or_default()).collect();
     let wanted: Vec<_> = raw(&rule.expressions.0).collect();
     wanted.len() == told.len()
@@ -178,7 +178,7 @@ fn same(rule: &Rule, told: &[u8]) -> bool {
 }
 
 /// Whether everything of `wanted` is in `told`, with the same value.
-fn covers(wanted: &[u8], told: &[u8]) -> bool {
+pub(crate) fn covers(wanted: &[u8], told: &[u8]) -> bool {
     const NESTED: u16 = 0x8000;
     raw(wanted).all(|(kind, value)| {
         let other = find(told, kind & 0x3fff);
