@@ -55,17 +55,58 @@ fuzz_campaign() { # target, seconds of processor time
     [ -z "$(ls "$work/found")" ]
 }
 
-# The smallest set of inputs with the coverage of all of them, of at most 4 KiB each, into git's corpus.
+# Into git's corpus: of all inputs of at most 2 KiB those few that reach the most, 40 KiB of a target.
 fuzz_keep() { # target
-    local name=$1 program work=$target/fuzz/work/$1
+    local name=$1 program work=$target/fuzz/work/$1 kept=tests/fuzz/corpus/$1 file
     program=$(fuzz_program "$name")
-    rm -rf "$work/kept"; mkdir "$work/kept"
-    "$program" -merge=1 -max_len=2048 "$work/kept" "tests/fuzz/corpus/$name" "$work/corpus" >"$work/merge.log" 2>&1 || return
-    # Seeds and regressions stay whatever they cover; of the others the smallest ones.
-    find "tests/fuzz/corpus/$name" -type f ! -name 'seed-*' ! -name 'found-*' -delete
-    ls -S -r "$work/kept" | head -n 90 | while read -r file; do
-        cp "$work/kept/$file" "tests/fuzz/corpus/$name/$(printf '%.12s' "$file")"
+    rm -rf "$work/short" "$work/all" "$work/covers"
+    mkdir "$work/short" "$work/all"
+    find "$work/corpus" -type f -size -2049c -exec cp -t "$work/short" {} +
+    "$program" -merge=1 "$work/all" "$kept" "$work/short" >"$work/merge.log" 2>&1 || return
+    # Once more, for what each of them reaches.
+    "$program" -set_cover_merge=1 -merge_control_file="$work/covers" "$(mktemp -d -p "$work/short")" "$work/all" \
+        >>"$work/merge.log" 2>&1 || return
+    # Seeds and regressions stay whatever they reach.
+    find "$kept" -type f ! -name 'seed-*' ! -name 'found-*' -delete
+    fuzz_best "$work/covers" 90 40960 | while read -r file; do
+        cp "$file" "$kept/$(basename "$file" | cut -c 1-12)"
     done
+}
+
+# Of the files in libFuzzer's control file the best: in turn the one that adds most, by its length. A
+# feature is an edge and how often it was gone; the edge counts for eight.
+fuzz_best() { # control file, files, bytes
+    awk -v files="$2" -v bytes="$3" '
+        FNR == 1 { total = $1; next }
+        FNR == 2 { next }
+        FNR <= total + 2 { name[FNR - 3] = $0; next }
+        $1 == "STARTED" { size[$2] = $3 }
+        $1 == "FT" { reach[$2] = $0; hope[$2] = (NF - 2) * 9 / (size[$2] + 256) }
+        function gain(i,    n, f, a, k, edge, new) {
+            n = split(reach[i], a, " "); new = 0; split("", edge)
+            for (k = 3; k <= n; k++) if (!(a[k] in seen)) {
+                new++; f = int(a[k] / 8)
+                if (!(f in edges) && !(f in edge)) { edge[f] = 1; new += 8 }
+            }
+            return new / (size[i] + 256)
+        }
+        function take(i,    n, a, k) {
+            n = split(reach[i], a, " ")
+            for (k = 3; k <= n; k++) { seen[a[k]] = 1; edges[int(a[k] / 8)] = 1 }
+            print name[i]; bytes -= size[i]; delete hope[i]
+        }
+        END {
+            # What a file adds only shrinks, so its last known gain is the most to hope for.
+            while (files > 0) {
+                best = -1
+                for (i in hope) if (best < 0 || hope[i] > hope[best]) best = i
+                if (best < 0 || hope[best] == 0) break
+                if (size[best] > bytes) { delete hope[best]; continue }
+                now = gain(best)
+                if (now == hope[best]) { take(best); files-- } else hope[best] = now
+            }
+        }
+    ' "$1"
 }
 
 deep_fuzz() {
