@@ -90,7 +90,8 @@ pub async fn serve(
     tracker: Tracker,
 ) {
     let crowd = Crowd::new(limits.silent, limits.connections);
-    let notices = Arc::new(Notices::new());
+    // Apart, so that who must not be here hides nothing that is said of those who may.
+    let (turned_away, notices) = (Notices::new(), Arc::new(Notices::new()));
     for number in 0_u64.. {
         let accepted = tokio::select! {
             biased;
@@ -100,13 +101,13 @@ pub async fn serve(
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
-                notices.say(|| tracing::warn!(%error, "accepting a hypervisor connection"));
+                turned_away.say(|| tracing::warn!(%error, "accepting a hypervisor connection"));
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         if let Err(reason) = admit(&stream) {
-            notices.say(|| {
+            turned_away.say(|| {
                 tracing::warn!(connection = number, reason, "hypervisor connection refused");
             });
             continue;

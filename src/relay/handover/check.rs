@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use peerpod_tunnel::link::notice::Notices;
 use tokio::net::UnixStream;
 
 use super::message::{Hello, OLDEST, VERSION, agreed};
 use crate::relay::RelayOptions;
+
+static UNSEEN: Notices = Notices::new();
 
 /// Names under which the program is installed.
 const PROGRAMS: [&str; 3] = ["peerpodd", "cloud-api-adaptor", "cloud-api-adapt"];
@@ -25,7 +28,9 @@ pub(super) fn program(stream: &UnixStream) -> Result<(), String> {
         Ok(program) if is_ours(&program) => Ok(()),
         Ok(program) => Err(format!("process {pid} is {}, no relay", program.display())),
         Err(error) => {
-            tracing::info!(pid, %error, "the program of who asks for the hand-over is not shown");
+            UNSEEN.say(|| {
+                tracing::info!(pid, %error, "the program of who asks for the hand-over is not shown");
+            });
             Ok(())
         }
     }
