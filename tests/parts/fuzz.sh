@@ -1,4 +1,4 @@
-# part: fuzz          the fuzz targets' corpus on the stable compiler, a planted panic among it
+# part: fuzz          the fuzz targets' corpus on the stable compiler, a planted panic among it; what peers cost
 #
 # The campaign that made the corpus is `tests/run deep-fuzz`: a nightly compiler and cargo-fuzz,
 # PEERPODD_FUZZ_MINUTES of processor time for each target (15), one after the other; or only those
@@ -6,6 +6,8 @@
 part_fuzz() {
     cargo_test fuzz -p peerpod-fuzz --all-features --test replay
     grep -hE '^fuzz: ' "$out/fuzz.log" | sort
+    binaries && cargo_test bounds -p peerpod-it --test bounds
+    grep -hE '^bounds: ' "$out/bounds.log"
 }
 
 fuzz_tool() {
