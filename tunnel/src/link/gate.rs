@@ -10,6 +10,8 @@
 //! A long frame passes in parts as soon as its method is known. Protobuf lets a later field override
 //! an earlier one, so what stands behind a long payload is looked at before it passes.
 
+use std::ops::Range;
+
 use super::frame::{FrameError, HEADER, Header, Kind};
 use super::wire::{LENGTH_DELIMITED, number, varint, walk};
 
@@ -40,12 +42,23 @@ pub struct Gate<W> {
     rest: usize,
     /// Bytes after these that are looked at once they are all there.
     tail: usize,
+    seen: Seen,
+}
+
+/// What is known of the request at the front, of which not enough has come: no field is looked at
+/// twice, in however many pieces they come.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Where the first field begins that is not read.
+    at: usize,
+    service: Option<Range<usize>>,
+    method: Option<Range<usize>>,
 }
 
 impl<W: Fn(&[u8], &[u8]) -> bool> Gate<W> {
     /// Stops the frames for which `wanted(service, method)` holds, and requests that do not parse.
     pub fn new(wanted: W) -> Self {
-        Self { wanted, rest: 0, tail: 0 }
+        Self { wanted, rest: 0, tail: 0, seen: Seen::default() }
     }
 
     /// Whether the peer has begun a frame that is not whole, with `front` still in the buffer.
@@ -99,47 +112,51 @@ impl<W: Fn(&[u8], &[u8]) -> bool> Gate<W> {
         let payload = payload.get(..header.length).unwrap_or(payload);
         match self.look(&header, payload) {
             Look::Passes { now } => {
+                self.seen = Seen::default();
                 self.rest = HEADER + now;
                 self.tail = header.length - now;
                 self.frame(here)
             }
-            Look::Held if whole => Ok(Step::Hold(header)),
+            Look::Held if whole => {
+                self.seen = Seen::default();
+                Ok(Step::Hold(header))
+            }
             Look::Held | Look::Unclear => Ok(Step::More),
         }
     }
 
-    fn look(&self, header: &Header, payload: &[u8]) -> Look {
+    fn look(&mut self, header: &Header, payload: &[u8]) -> Look {
         if header.kind != Kind::Request {
             return Look::Passes { now: header.length };
         }
-        let (mut service, mut method) = (None, None);
-        let mut at = 0;
-        while at < header.length {
-            let Some((number, text, begin, end)) = field(payload, at) else {
+        let Self { wanted, seen, .. } = self;
+        let text = |range: &Option<Range<usize>>| range.clone().and_then(|r| payload.get(r));
+        while seen.at < header.length {
+            let Some((number, is_text, begin, end)) = field(payload, seen.at) else {
                 // Broken, or cut where the bytes end.
                 return if payload.len() == header.length { Look::Held } else { Look::Unclear };
             };
             if end > header.length {
                 return Look::Held;
             }
-            match number {
-                // Other readers skip a name that is no text, and keep the one before it.
-                SERVICE if text => service = payload.get(begin..end),
-                METHOD if text => method = payload.get(begin..end),
-                _ => {}
-            }
             if end > payload.len() {
-                let named = service.zip(method).filter(|_| number == PAYLOAD);
-                return match named {
-                    Some((s, m)) if (self.wanted)(s, m) => Look::Held,
+                let named = text(&seen.service).zip(text(&seen.method));
+                return match named.filter(|_| number == PAYLOAD) {
+                    Some((s, m)) if wanted(s, m) => Look::Held,
                     Some(_) if header.length - end <= TAIL => Look::Passes { now: end },
                     _ => Look::Unclear,
                 };
             }
-            at = end;
+            match number {
+                // Other readers skip a name that is no text, and keep the one before it.
+                SERVICE if is_text => seen.service = Some(begin..end),
+                METHOD if is_text => seen.method = Some(begin..end),
+                _ => {}
+            }
+            seen.at = end;
         }
-        let empty: &[u8] = &[];
-        match (self.wanted)(service.unwrap_or(empty), method.unwrap_or(empty)) {
+        let named = |range| text(range).unwrap_or_default();
+        match wanted(named(&seen.service), named(&seen.method)) {
             true => Look::Held,
             false => Look::Passes { now: header.length },
         }
@@ -278,6 +295,16 @@ mod tests {
         for chunk in [1, 7, 100] {
             assert_eq!(run(&bytes, chunk).expect("run").1, std::slice::from_ref(&frame.payload));
         }
+    }
+
+    #[test]
+    fn no_field_is_looked_at_again_for_every_byte_that_comes() {
+        let mut frame = request("Go", vec![], 0);
+        // Looked at again and again these take minutes.
+        let numbers = b"\x20\x01".repeat(1 << 18);
+        frame.payload = [&numbers[..], &frame.payload].concat().into();
+        let bytes = wire(&[frame]);
+        assert_eq!(run(&bytes, 1).expect("run"), (bytes, vec![]));
     }
 
     #[test]
