@@ -40,6 +40,7 @@ impl Server {
     ///
     /// # Errors
     /// When it does not come up; says how to get what is missing.
+    #[allow(clippy::disallowed_methods, reason = "a double is a process of its own")]
     pub fn start(script: &str, arguments: &[&str]) -> anyhow::Result<Self> {
         let packages = packages();
         ensure!(
