@@ -18,6 +18,7 @@ use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::cli::{self, Call, Role, Start};
+use crate::cloud::{self, Question};
 use crate::config::{Loaded, Origin, Problems, RelaySettings};
 use crate::relay::{Relay, RelayOptions};
 use crate::shutdown::Shutdown;
@@ -40,6 +41,7 @@ pub fn main(start: &Start) -> ExitCode {
         }
         Call::Status { port, pod, json } => ask(port, pod.as_deref(), json),
         Call::RotateCa { state_dir } => rotate_ca(&state_dir),
+        Call::Cloud { question, loaded } => ask_cloud(&question, &loaded, start),
         Call::Process { role, loaded, args, refusal } => {
             telemetry::init(&loaded.log());
             let done = match role {
@@ -196,6 +198,28 @@ fn ask(port: u16, pod: Option<&str>, json: bool) -> ExitCode {
 fn rotate_ca(state_dir: &Path) -> ExitCode {
     let asked = runtime(2).and_then(|runtime| runtime.block_on(keys::ask_for_rotation(state_dir)));
     answer(asked)
+}
+
+fn ask_cloud(question: &Question, loaded: &Loaded, start: &Start) -> ExitCode {
+    telemetry::init(&loaded.log());
+    let asked = || {
+        let settings = loaded.settings()?;
+        for notice in &loaded.notices {
+            write(&mut std::io::stderr(), &format!("{notice}\n"));
+        }
+        let asking = cloud::ask(question, loaded.asked.json, &settings, &start.program);
+        runtime(2)?.block_on(asking)
+    };
+    match asked() {
+        Ok(cloud::Answer { text, code }) => {
+            write(&mut std::io::stdout(), &text);
+            ExitCode::from(code)
+        }
+        Err(e) => {
+            write(&mut std::io::stderr(), &format!("{e:#}\n"));
+            ExitCode::from(if e.is::<Problems>() { 2 } else { 1 })
+        }
+    }
 }
 
 /// Prints what a subcommand was told, or why it was not.

@@ -1,8 +1,10 @@
 //! The command line: which subcommand, and what it is told.
 //!
-//! `peerpodd node|relay|run [provider] [settings]`, `peerpodd status [pod]`, `rotate-ca`, `version`,
-//! `help`. Under the name `cloud-api-adaptor` the program is `run`, and its first argument the provider, as users
+//! `peerpodd node|relay|run [provider] [settings]`, `status [pod]`, `doctor cloud`, `leaks`, `console`,
+//! `rotate-ca`, `version`, `help`. Under the name `cloud-api-adaptor` the program is `run`, and its first argument the provider, as users
 //! of that program know it.
+
+mod cloud;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, Command};
 use peerpod_providers::registry;
 
+use crate::cloud::Question;
 use crate::config::{self, Input, Loaded, Origin, Spec};
 
 /// Version of this build.
@@ -83,6 +86,13 @@ pub enum Call {
         /// As JSON.
         json: bool,
     },
+    /// Ask the cloud.
+    Cloud {
+        /// What.
+        question: Question,
+        /// The settings that say which cloud, not yet read.
+        loaded: Loaded,
+    },
     /// Have another CA issue the VMs' certificates.
     RotateCa {
         /// State directory of the node process.
@@ -137,7 +147,7 @@ pub fn read(start: &Start) -> Result<Call, Leave> {
     let role = Role::ALL.into_iter().find(|r| args.first().is_some_and(|a| a == r.name()));
     match role {
         Some(role) => process(start, role, &args[1..], 2),
-        None => other(start, args),
+        None => cloud::read(start, args).unwrap_or_else(|| other(start, args)),
     }
 }
 
@@ -251,6 +261,7 @@ fn command() -> Command {
         .subcommands(roles)
         .subcommand(status)
         .subcommand(rotate)
+        .subcommands(cloud::commands())
         .subcommand(Command::new("version").about("Version and commit"))
 }
 

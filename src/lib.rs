@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod app;
 pub mod cli;
+pub mod cloud;
 pub mod config;
 pub mod crash;
 pub mod hypervisor;

@@ -161,10 +161,23 @@ pub struct Resource {
     pub running: Option<bool>,
     /// All tags, as the cloud gives them.
     pub tags: BTreeMap<String, String>,
+    /// What kind of VM, where the cloud says it.
+    pub instance_type: Option<String>,
+    /// What it costs per hour, where the table of prices says it.
+    pub price: Option<Price>,
+}
+
+impl Resource {
+    /// Something of that kind, of which nothing else is known.
+    pub fn new(kind: ResourceKind, vm: VmRef, tags: BTreeMap<String, String>) -> Self {
+        let (created, running, instance_type, price) = (None, None, None, None);
+        Self { kind, vm, created, running, tags, instance_type, price }
+    }
 }
 
 /// What a [`Resource`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ResourceKind {
     /// A virtual machine.
     Vm,

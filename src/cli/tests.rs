@@ -32,6 +32,39 @@ fn each_process_has_a_subcommand() {
 }
 
 #[test]
+fn the_cloud_is_asked_with_a_few_words_and_the_settings_of_a_process() {
+    let asked = |words: &[&str]| {
+        let argv: Vec<&str> = std::iter::once("peerpodd").chain(words.iter().copied()).collect();
+        match read_as(&argv, &[]) {
+            Ok(Call::Cloud { question, loaded }) => (question, loaded.asked.json),
+            other => panic!("{words:?}: {other:?}"),
+        }
+    };
+    let leaks = |delete, all, gone: Option<&str>| Question::Leaks {
+        delete,
+        all,
+        gone: gone.map(str::to_owned),
+    };
+    for (words, expected) in [
+        (&["doctor", "cloud", "local", "-o", "json"] as &[&str], (Question::Doctor, true)),
+        (&["leaks"], (leaks(false, false, None), false)),
+        (&["leaks", "--delete", "--vxlan-port", "5000"], (leaks(true, false, None), false)),
+        (&["leaks", "--node-gone", "w2", "--all"], (leaks(false, true, Some("w2")), false)),
+        (&["leaks", "--node-gone=w2"], (leaks(false, false, Some("w2")), false)),
+        (&["console", "podvm-x"], (Question::Console("podvm-x".to_owned()), false)),
+    ] {
+        assert_eq!(asked(words), expected, "{words:?}");
+    }
+    for words in
+        [&["doctor"] as &[&str], &["doctor", "dog"], &["console"], &["leaks", "--node-gone"]]
+    {
+        let argv: Vec<&str> = std::iter::once("peerpodd").chain(words.iter().copied()).collect();
+        let leave = left(&argv);
+        assert!(leave.text.starts_with("usage: peerpodd ") && leave.code == 2, "{}", leave.text);
+    }
+}
+
+#[test]
 fn under_the_go_programs_name_the_first_argument_is_the_provider() {
     let call = read_as(&["/usr/local/bin/cloud-api-adaptor", "local", "-disable-tls"], &[]);
     let Ok(Call::Process { role: Role::Run, loaded, args, refusal: 1 }) = call else {

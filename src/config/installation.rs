@@ -72,6 +72,20 @@ pub fn installation_id(state: &Path, given: Option<&str>) -> Result<String, Inst
     }
 }
 
+/// The given id or the kept one; `None` if there is neither. Nothing is made.
+///
+/// # Errors
+/// When the kept one cannot be read.
+pub fn known_installation_id(
+    state: &Path,
+    given: Option<&str>,
+) -> Result<Option<String>, InstallationError> {
+    match given {
+        Some(given) => Ok(Some(given.to_owned())),
+        None => read(&state.join(FILE)),
+    }
+}
+
 fn read(path: &Path) -> Result<Option<String>, InstallationError> {
     // Non-blocking: a FIFO in its place must not hold us.
     let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);

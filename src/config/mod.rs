@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use peerpod_providers::registry::{self, RegistryError};
 use peerpod_providers::settings::Values;
 
-pub use installation::{InstallationError, installation_id};
+pub use installation::{InstallationError, installation_id, known_installation_id};
 pub use key::{Origin, Problem, Problems, Shape, Source, Spec};
 pub use resolve::Effective;
 pub use settings::{

@@ -195,23 +195,22 @@ impl World {
             tags.get(tags::INSTALLATION).is_some_and(|i| *i == options.installation)
         };
         let created = |made: Instant| Some(options.began + made.duration_since(self.begin));
-        let vms = self.vms.values().filter(|vm| ours(&vm.spec.tags)).map(|vm| Resource {
-            kind: ResourceKind::Vm,
-            vm: VmRef {
+        let vms = self.vms.values().filter(|vm| ours(&vm.spec.tags)).map(|vm| {
+            let whose = VmRef {
                 name: vm.spec.name.clone(),
                 sandbox: vm.spec.sandbox.clone(),
                 native_id: Some(vm.native_id.clone()),
-            },
-            created: created(vm.made),
-            running: Some(vm.runs(now)),
-            tags: vm.spec.tags.clone(),
+            };
+            Resource {
+                created: created(vm.made),
+                running: Some(vm.runs(now)),
+                instance_type: Some(vm.candidate.instance_type.clone()),
+                ..Resource::new(ResourceKind::Vm, whose, vm.spec.tags.clone())
+            }
         });
         let parts = self.parts.iter().filter(|part| ours(&part.tags)).map(|part| Resource {
-            kind: part.kind,
-            vm: part.vm.clone(),
             created: created(part.made),
-            running: None,
-            tags: part.tags.clone(),
+            ..Resource::new(part.kind, part.vm.clone(), part.tags.clone())
         });
         vms.chain(parts).collect()
     }

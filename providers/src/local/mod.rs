@@ -270,12 +270,11 @@ impl Shared {
 
 fn resource(record: Record, runs: bool) -> Resource {
     let native_id = Some(record.as_vm().native_id);
+    let vm = VmRef { name: record.name, sandbox: record.sandbox, native_id };
     Resource {
-        kind: ResourceKind::Vm,
-        vm: VmRef { name: record.name, sandbox: record.sandbox, native_id },
         created: Some(record.created),
         running: Some(runs),
-        tags: record.tags,
+        ..Resource::new(ResourceKind::Vm, vm, record.tags)
     }
 }
 

@@ -95,11 +95,9 @@ impl Instantly {
                 sandbox: told.sandbox,
             };
             found.push(Resource {
-                kind: ResourceKind::Vm,
-                vm,
                 created: Some(SystemTime::now()),
                 running: Some(true),
-                tags: told.tags,
+                ..Resource::new(ResourceKind::Vm, vm, told.tags)
             });
         }
         Ok(found)

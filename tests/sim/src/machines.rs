@@ -58,16 +58,15 @@ impl Machine {
     }
 
     fn as_resource(&self, now: Instant) -> Resource {
+        let vm = VmRef {
+            name: self.spec.name.clone(),
+            sandbox: self.spec.sandbox.clone(),
+            native_id: Some(self.id.clone()),
+        };
         Resource {
-            kind: ResourceKind::Vm,
-            vm: VmRef {
-                name: self.spec.name.clone(),
-                sandbox: self.spec.sandbox.clone(),
-                native_id: Some(self.id.clone()),
-            },
             created: Some(std::time::UNIX_EPOCH + Duration::from_millis(self.made_ms)),
             running: Some(self.runs(now)),
-            tags: self.spec.tags.clone(),
+            ..Resource::new(ResourceKind::Vm, vm, self.spec.tags.clone())
         }
     }
 }
@@ -182,11 +181,8 @@ impl Machines {
             let vm =
                 VmRef { name: spec.name.clone(), sandbox: spec.sandbox.clone(), native_id: None };
             let resource = Resource {
-                kind,
-                vm,
                 created: Some(std::time::UNIX_EPOCH + Duration::from_millis(made_ms)),
-                running: None,
-                tags: spec.tags.clone(),
+                ..Resource::new(kind, vm, spec.tags.clone())
             };
             self.parts.push(Part { resource, gone: None });
         }
