@@ -1,5 +1,6 @@
 //! The rows: what is sent, from where, and what becomes of it.
 
+mod overlap;
 mod underlay;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -170,6 +171,7 @@ impl<'a> Rows<'a> {
         self.vm_nd("duplicate detection of the pod's own", Passes, ANY6, ICMPV6, &probe);
         let report = padding(ICMPV6, &icmp6(local, ALL6, 143, &[0; 4]));
         self.vm_nd("multicast report behind an option", Passes, local, 0, &report);
+        self.overlapping_data();
     }
 
     pub(crate) fn pinned(&mut self) {
@@ -310,6 +312,7 @@ impl<'a> Rows<'a> {
         self.vm4("ICMP redirect", router, CLUSTER4, ICMP, &icmp(5));
         self.vm4("ICMP router advertisement", router, CLUSTER4, ICMP, &icmp(9));
         self.vm4("multicast query", router, CLUSTER4, IGMP, &icmp(0x11));
+        self.overlapping_routers();
     }
 
     pub(crate) fn node(&mut self) {
@@ -355,6 +358,7 @@ impl<'a> Rows<'a> {
             let part = part6(TCP, 0, true, 4, &tcp(p6, to.into(), (999, 22), 2)[..16]);
             self.vm6(&name("a fragment"), node, to, 44, &part);
         }
+        self.overlapping_node();
     }
 
     pub(crate) fn metadata(&mut self) {

@@ -81,12 +81,21 @@ fn network(frame: &[u8]) -> Option<(usize, u16)> {
 }
 
 /// Writes the row, below 4096, into a frame.
-pub(crate) fn label(mut frame: Vec<u8>, row: u16) -> Vec<u8> {
+pub(crate) fn label(frame: Vec<u8>, row: u16) -> Vec<u8> {
+    write(frame, row, TTL)
+}
+
+/// Makes an IPv4 frame part of the packet that is marked with the row, and not counted.
+pub(crate) fn beside(frame: Vec<u8>, row: u16) -> Vec<u8> {
+    write(frame, row, TTL - 1)
+}
+
+fn write(mut frame: Vec<u8>, row: u16, ttl: u8) -> Vec<u8> {
     let [high, low] = row.to_be_bytes();
     match network(&frame) {
         Some((at, 0x0800)) => {
             frame[at + 4..at + 6].copy_from_slice(&[high, low]);
-            frame[at + 8] = TTL;
+            frame[at + 8] = ttl;
             frame[at + 10..at + 12].copy_from_slice(&[0, 0]);
             let end = at + usize::from(frame[at] & 15) * 4;
             let sum = super::frames::sum(&[&frame[at..end]]);

@@ -116,63 +116,64 @@ impl Rows<'_> {
     }
 
     fn parts4(&mut self) {
-        for (name, cuts, swap) in [
-            ("fragments, the first without VNI", vec![8], false),
-            ("fragments, the last one first", vec![8], true),
-            ("fragments of three", vec![8, 16], false),
-        ] {
+        let guard = Dropped("guard");
+        let cases: [(&str, &[Part], Fate); 5] = [
+            ("fragments, the first without VNI", &[(0, 8), (8, END)], guard),
+            ("fragments, the last one first", &[(8, END), (0, 8)], guard),
+            ("fragments of three", &[(0, 8), (8, 16), (16, END)], guard),
+            ("fragments, one of them within another", &[(0, 24), (8, 16), (24, END)], guard),
+            ("fragments that overlap", &[(0, 24), (16, END)], Kernel),
+        ];
+        for (name, parts, fate) in cases {
             let data = vxlan(8, VNI, &self.inner(true));
-            let mut frames = self.packet(From::Third, |s, t| {
+            let frames = self.packet(From::Third, |s, t| {
                 let (IpAddr::V4(f), IpAddr::V4(d)) = (s, t) else { return Vec::new() };
                 let body = udp(s, t, (4444, PORT), &data);
-                let ends = cuts.iter().copied().chain([body.len()]);
-                let mut begin = 0;
-                ends.map(|end| {
-                    let more = if end < body.len() { 0x2000 } else { 0 };
-                    let at = u16::try_from(begin / 8).unwrap();
-                    let part = ip4((f, d), UDP, at | more, &[], &body[begin..end]);
-                    begin = end;
-                    part
-                })
-                .collect()
+                let parts = parts.iter().map(|(begin, end)| (*begin, (*end).min(body.len())));
+                parts
+                    .map(|(begin, end)| {
+                        let more = if end < body.len() { 0x2000 } else { 0 };
+                        let at = u16::try_from(begin / 8).unwrap();
+                        ip4((f, d), UDP, at | more, &[], &body[begin..end])
+                    })
+                    .collect()
             });
-            if swap {
-                frames.reverse();
-            }
-            self.push(name, From::Third, Dropped("guard"), frames);
+            self.push(name, From::Third, fate, frames);
         }
     }
 
     fn parts6(&mut self) {
-        for (name, cut, swap) in [
-            ("fragments, the first without VNI", 8, false),
-            ("fragments, the last one first", 8, true),
-            ("fragments, the first with VNI", 24, false),
-            ("a fragment that is all", 0, false),
-        ] {
+        let guard = Dropped("guard");
+        let cases: [(&str, &[Part], Fate); 5] = [
+            ("fragments, the first without VNI", &[(0, 8), (8, END)], guard),
+            ("fragments, the last one first", &[(8, END), (0, 8)], guard),
+            ("fragments, the first with VNI", &[(0, 24), (24, END)], guard),
+            ("a fragment that is all", &[(0, END)], guard),
+            ("fragments that overlap", &[(0, 24), (16, END)], Fate::Twice),
+        ];
+        for (name, parts, fate) in cases {
             let data = vxlan(8, VNI, &self.inner(true));
             let id = 100 + u32::from(self.id());
-            let mut frames = self.packet(From::Third, |s, t| {
+            let frames = self.packet(From::Third, |s, t| {
                 let (IpAddr::V6(f), IpAddr::V6(d)) = (s, t) else { return Vec::new() };
                 let body = udp(s, t, (4444, PORT), &data);
-                let make = |at: usize, end: usize| {
-                    let more = end < body.len();
-                    let at16 = u16::try_from(at).unwrap();
-                    ip6((f, d), 44, &part6(UDP, at16, more, id, &body[at..end]))
-                };
-                if cut == 0 {
-                    vec![make(0, body.len())]
-                } else {
-                    vec![make(0, cut), make(cut, body.len())]
-                }
+                let parts = parts.iter().map(|(begin, end)| (*begin, (*end).min(body.len())));
+                parts
+                    .map(|(begin, end)| {
+                        let more = end < body.len();
+                        let at = u16::try_from(begin).unwrap();
+                        ip6((f, d), 44, &part6(UDP, at, more, id, &body[begin..end]))
+                    })
+                    .collect()
             });
-            if swap {
-                frames.reverse();
-            }
-            self.push(name, From::Third, Dropped("guard"), frames);
+            self.push(name, From::Third, fate, frames);
         }
     }
 }
+
+/// Where a part begins and ends in its packet.
+type Part = (usize, usize);
+const END: usize = usize::MAX;
 
 fn plain(from: IpAddr, to: IpAddr, body: &[u8]) -> Vec<u8> {
     match (from, to) {
