@@ -57,6 +57,21 @@ pub(crate) fn own_cpu() -> anyhow::Result<f64> {
     Ok(nanoseconds(ClockId::CLOCK_PROCESS_CPUTIME_ID.now()?))
 }
 
+/// CPU time of this process and of the kernel's threads that receive packets when there are too many to do it
+/// in passing; in nanoseconds. What an interrupt does in somebody else's time is not in it.
+pub(crate) fn network_cpu() -> anyhow::Result<f64> {
+    let mut sum = own_cpu()?;
+    for process in std::fs::read_dir("/proc")?.flatten() {
+        let path = process.path();
+        let name = read_to_string(path.join("comm")).unwrap_or_default();
+        if name.starts_with("ksoftirqd/") {
+            let text = read_to_string(path.join("schedstat")).context("schedstat of ksoftirqd")?;
+            sum += text.split_whitespace().next().context("empty schedstat")?.parse::<f64>()?;
+        }
+    }
+    Ok(sum)
+}
+
 /// CLOCK_MONOTONIC, which all processes of the machine share, in nanoseconds.
 pub(crate) fn monotonic() -> anyhow::Result<f64> {
     Ok(nanoseconds(ClockId::CLOCK_MONOTONIC.now()?))

@@ -19,7 +19,9 @@ mod report;
 mod rival;
 mod rows;
 mod samples;
+mod traffic;
 mod vm;
+mod ways;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -111,11 +113,12 @@ impl Bench {
 
 type Measure = fn(&Bench) -> anyhow::Result<Vec<Row>>;
 
-const GOALS: [(&str, Measure); 7] = [
+const GOALS: [(&str, Measure); 8] = [
     ("P1", rows::p1::measure),
     ("P2", rows::p2::measure),
     ("P4", rows::p4::measure),
     ("P5", rows::p5::measure),
+    ("P6", rows::p6::measure),
     ("P8", rows::p8::measure),
     ("P9", rows::p9::measure),
     ("P14", rows::p14::measure),

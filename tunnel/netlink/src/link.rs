@@ -241,6 +241,16 @@ impl Handle {
         self.change(name, &format!("set mtu of {name} to {mtu}"), LinkAttribute::Mtu(mtu))
     }
 
+    /// Sets how many segments the link takes in one packet: with 1, the kernel cuts before the link, as
+    /// for a network card that cannot.
+    ///
+    /// # Errors
+    /// As [`Handle::set_up`].
+    pub fn set_gso_max_segs(&self, name: &str, most: u32) -> Result<(), Error> {
+        let what = format!("let {name} take {most} segments at a time");
+        self.change(name, &what, LinkAttribute::GsoMaxSegs(most))
+    }
+
     /// Sets the Ethernet address.
     ///
     /// # Errors
