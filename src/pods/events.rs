@@ -80,9 +80,13 @@ async fn attached(pods: &Pods, epoch: u64, pending: Vec<(String, String)>) {
     let restarted = before.is_some_and(|b| b.epoch != epoch);
     tracing::info!(epoch, restarted, pending = pending.len(), "attached to the relay");
     pods.attached.send_replace(Some(Attached { epoch, since: Instant::now() }));
-    let is_start = |method: &str| method.rsplit('/').next() == Some("StartVM");
-    let starts: BTreeSet<String> =
-        pending.into_iter().filter(|(_, method)| is_start(method)).map(|(s, _)| s).collect();
+    let calls = |name: &'static str| {
+        let named = move |m: &str| m.rsplit('/').next() == Some(name);
+        let named = pending.iter().filter(move |(_, method)| named(method));
+        named.map(|(sandbox, _)| sandbox.clone())
+    };
+    pods.replayed.send_replace(Some(calls("CreateVM").collect()));
+    let starts: BTreeSet<String> = calls("StartVM").collect();
     for pod in pods.registry.all() {
         let start = starts.contains(&pod.whose.sandbox);
         pod.tell(Command::Replayed { start });

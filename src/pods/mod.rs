@@ -41,6 +41,9 @@ pub struct Pods {
     broken: Mutex<Vec<Broken>>,
     /// Whether the relay is there, and since when.
     attached: watch::Sender<Option<Attached>>,
+    /// Sandboxes whose CreateVM had no answer when the relay was attached last, in the order in which
+    /// it came there; `None` before the first time.
+    replayed: watch::Sender<Option<Arc<[String]>>>,
 }
 
 impl Pods {
@@ -62,6 +65,7 @@ impl Pods {
             registry: Registry::new(),
             broken: Mutex::default(),
             attached: watch::Sender::new(None),
+            replayed: watch::Sender::new(None),
         });
         recovery::take_up(&pods).await?;
         let tracker = &pods.common.tracker;

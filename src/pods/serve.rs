@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::future::pending;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -42,7 +43,7 @@ impl Sandboxes for Pods {
         }
         let parsed = self.common.world.planner.parse(&request);
         let request = parsed.map_err(|e| named(&request, e))?;
-        let pod = self.admit(request)?;
+        let pod = self.admit(request, &self.replayed().await)?;
         let created = self.ask(&pod, Command::Create).await;
         reach!(self.common.world, CreateVmAfter);
         created
@@ -129,15 +130,26 @@ impl Pods {
         }
     }
 
+    /// Sandboxes whose CreateVM an earlier process left unanswered, in the order in which it came to
+    /// the relay; known once the relay has told, which it does before it replays anything.
+    async fn replayed(&self) -> Arc<[String]> {
+        let mut replayed = self.replayed.subscribe();
+        match replayed.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(all)) => Arc::clone(all),
+            // Its sender lives as long as we do.
+            _ => Arc::default(),
+        }
+    }
+
     /// Lets a new pod in; sandboxes of the same pod that have not come to run are superseded.
-    fn admit(&self, request: PodRequest) -> Result<Pod, Failure> {
+    fn admit(&self, request: PodRequest, replayed: &[String]) -> Result<Pod, Failure> {
         let whose = Whose {
             sandbox: request.sandbox.to_string(),
             namespace: request.namespace.clone(),
             pod: request.pod.clone(),
         };
         self.left_alone(&whose.sandbox)?;
-        let superseded = self.superseded_by(&whose);
+        let superseded = self.superseded_by(&whose, replayed);
         let ending = superseded.iter().map(|p| p.whose.sandbox.clone()).collect();
         let inserted = self.insert(request, &ending).map_err(|Full(limit)| {
             let what = format!("this node has its limit of {limit} pods already");
@@ -177,14 +189,21 @@ impl Pods {
         }
     }
 
-    fn superseded_by(&self, whose: &Whose) -> Vec<Pod> {
+    /// A new call is later than all there is. A replayed one is later than those that are replayed
+    /// before it, and may be earlier than all others, whatever comes first here: each shim has a
+    /// connection of its own, and what was recorded may be newer than what was left unanswered.
+    fn superseded_by(&self, whose: &Whose, replayed: &[String]) -> Vec<Pod> {
+        let at = replayed.iter().position(|s| *s == whose.sandbox);
+        let earlier = at.and_then(|at| replayed.get(..at));
+        let is_earlier = |p: &Pod| earlier.is_none_or(|e| e.contains(&p.whose.sandbox));
         let same = |p: &Pod| {
             let other = &p.whose;
             other.sandbox != whose.sandbox
                 && other.namespace == whose.namespace
                 && other.pod == whose.pod
         };
-        self.registry.all().into_iter().filter(|p| same(p) && is_young(p)).collect()
+        let all = self.registry.all().into_iter();
+        all.filter(|p| same(p) && is_young(p) && is_earlier(p)).collect()
     }
 
     /// Leaves a command and waits for its answer.

@@ -96,8 +96,9 @@ pub enum Event {
     Attached {
         /// Changes when the relay was restarted: it then holds nothing of what was before.
         epoch: u64,
-        /// Sandbox and method of every call that shims still wait for; these requests come to the
-        /// node's socket after this event, as if sent anew.
+        /// Sandbox and method of every call that shims still wait for, in the order in which they
+        /// came to the relay; these requests come to the node's socket after this event, as if sent
+        /// anew, those of different shims in any order.
         pending: Vec<(String, String)>,
     },
     /// The connection to the relay broke; it is being made again.

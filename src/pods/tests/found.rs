@@ -5,6 +5,7 @@ use peerpod_providers::{Kind, VmName};
 use tokio::time::sleep;
 
 use super::harness::*;
+use crate::hypervisor::Sandboxes;
 
 /// Seed 59: a start whose caller had gone gave its place up while its create was still under way.
 #[tokio::test(start_paused = true)]
@@ -72,4 +73,43 @@ async fn another_sandboxs_vm_of_the_same_name_keeps_no_record() {
     start.await.expect("joins").expect_err("stopped");
     until("no record", || site.records.all().is_empty()).await;
     assert_eq!(site.provider.vms().len(), 1, "the other one is not touched");
+}
+
+/// Seed 1326: two sandboxes of a pod waited for CreateVM when the daemon died; its successor heard the
+/// newer one first, and the older one superseded it.
+#[tokio::test(start_paused = true)]
+async fn a_replayed_sandbox_supersedes_none_that_came_later() {
+    let site = Site::new();
+    let daemon = site.daemon_with(&[("web.1", "CreateVM"), ("web.2", "CreateVM")]).await;
+    daemon.create("web.2").await.expect("created");
+    daemon.create("web.1").await.expect("created");
+    assert_eq!(daemon.phase("web.2"), "prepared", "it came later");
+    daemon.start("web.2").await.expect("started");
+}
+
+/// The same, and the newer one had its answer already.
+#[tokio::test(start_paused = true)]
+async fn a_replayed_sandbox_supersedes_none_that_is_on_disk() {
+    let site = Site::new();
+    site.daemon().await.create("web.2").await.expect("created");
+    let daemon = site.daemon_with(&[("web.1", "CreateVM")]).await;
+    daemon.create("web.1").await.expect("created");
+    assert_eq!(daemon.phase("web.2"), "prepared", "it may have come later");
+    daemon.create("web.3").await.expect("created");
+    daemon.start("web.1").await.expect_err("superseded by a new call, as is the other one");
+    daemon.start("web.2").await.expect_err("superseded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replayed_sandbox_supersedes_those_that_came_earlier() {
+    let site = Site::new();
+    let daemon = site.unattached().await;
+    let pods = daemon.pods.clone();
+    let first = tokio::spawn(async move { pods.create(request("web.1")).await });
+    sleep(seconds(1)).await;
+    assert_eq!(daemon.phase("web.1"), "gone", "not let in before the relay has told the order");
+    daemon.attach(&[("web.1", "CreateVM"), ("web.2", "CreateVM")]).await;
+    first.await.expect("joins").expect("created");
+    daemon.create("web.2").await.expect("created");
+    daemon.start("web.1").await.expect_err("superseded");
 }

@@ -266,6 +266,7 @@ pub mod to_node {
         LinkUp(super::LinkUp),
     }
 }
+/// In the order in which they came.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Pending {
     #[prost(message, repeated, tag = "1")]

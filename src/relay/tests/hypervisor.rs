@@ -71,6 +71,23 @@ async fn a_call_outlives_the_node_process_that_took_it() {
 }
 
 #[tokio::test]
+async fn what_is_pending_is_told_in_the_order_in_which_it_came() {
+    let bench = Bench::start().await;
+    let node = bench.node().await;
+    let mut shims = Vec::new();
+    for sandbox in ["s2", "s3", "s1"] {
+        let mut shim = bench.hypervisor().await;
+        shim.send(&hypervisor_call(1, "CreateVM", sandbox)).await;
+        node.accept().await.frame().await;
+        shims.push(shim);
+    }
+    node.kill();
+    let (mut next, attaching) = Node::start(bench.dir.path()).await;
+    let of = |sandbox: &str| (sandbox.to_owned(), "CreateVM".to_owned());
+    assert_eq!(next.pending(attaching).await, [of("s2"), of("s3"), of("s1")]);
+}
+
+#[tokio::test]
 async fn nothing_reaches_the_node_before_it_knows_what_is_pending() {
     let bench = Bench::start().await;
     let node = bench.node().await;

@@ -36,3 +36,10 @@ fn old_parts_do_not_make_a_young_vm_of_the_same_name_old() {
 fn a_tunnel_goes_with_the_vm_of_an_unusable_record() {
     seed_breaks_nothing(732);
 }
+
+/// Two sandboxes of a pod waited for CreateVM when the daemon died; its successor heard the newer one
+/// first, and the older one superseded it.
+#[test]
+fn a_replayed_sandbox_supersedes_none_that_came_later() {
+    seed_breaks_nothing(1326);
+}
