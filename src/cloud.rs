@@ -6,6 +6,8 @@ mod console;
 mod doctor;
 mod leaks;
 
+pub(crate) use console::printable;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;

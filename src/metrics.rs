@@ -396,6 +396,13 @@ impl Provider for Counted {
         self.metrics.provider_call("list", began, &outcome);
         outcome
     }
+
+    async fn console(&self, vm: &VmRef) -> Result<Option<String>, Error> {
+        let began = tokio::time::Instant::now();
+        let outcome = self.provider.console(vm).await;
+        self.metrics.provider_call("console", began, &outcome);
+        outcome
+    }
 }
 
 #[cfg(test)]

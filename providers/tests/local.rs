@@ -19,7 +19,7 @@ use common::{INSTALLATION, ask, fact, here, net, ref_to, runtime, settings, spec
 use peerpod_netlink::{Error as Netlink, Handle, Netns, NewLink};
 use peerpod_providers::local::{Local, Settings};
 use peerpod_providers::report::State;
-use peerpod_providers::{Deletion, Kind, Provider, VmSpec};
+use peerpod_providers::{Deletion, Kind, Provider, VmRef, VmSpec};
 
 const CIDR: &str = "172.31.0.0/24";
 const HELPER: &str = env!("CARGO_BIN_EXE_peerpod-providers-test-helper");
@@ -142,6 +142,10 @@ fn a_vm_has_namespaces_user_data_and_an_agent_of_its_own() {
         until("the agent stands", async || fact(vm, "agent").parse().is_ok_and(|p: u32| p > 1))
             .await;
         assert!(lab.console(&spec).contains("podvm says hello"));
+        let console = provider.console(&ref_to(&spec)).await.unwrap();
+        assert!(console.is_some_and(|text| text.contains("podvm says hello")));
+        let others = VmRef { sandbox: "another".to_owned(), ..ref_to(&spec) };
+        assert_eq!(provider.console(&others).await.unwrap(), None);
         let record = std::fs::read_to_string(lab.vm_dir(&spec).join("vm.json")).unwrap();
         assert!(!record.contains("secret of"), "{record}");
         let taken = lab.vm_dir(&spec).join("media/cidata/user-data");

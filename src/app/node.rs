@@ -304,6 +304,7 @@ impl Node {
             forwarder_port: link.forwarder_port,
             limit: pods.limit.and_then(|n| usize::try_from(n).ok()),
             concurrent_creates: pods.max_concurrent_creates,
+            keep_failed: pods.keep_failed,
             capacity_cooldown: pods.capacity_cooldown,
             start_deadline: pods.start_timeout,
             expiry: pods.sandbox_expiry,

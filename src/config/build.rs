@@ -181,6 +181,7 @@ fn pods(r: &mut Reader<'_>) -> Pods {
     Pods {
         limit: u32::try_from(r.get(&t::LIMIT)).ok(),
         max_concurrent_creates: usize::try_from(r.get(&t::MAX_CREATES)).unwrap_or(1),
+        keep_failed: r.get(&t::KEEP_FAILED),
         capacity_cooldown: r.get(&t::CAPACITY_COOLDOWN),
         start_timeout: r.get(&t::START_TIMEOUT),
         sandbox_expiry: r.get(&t::SANDBOX_EXPIRY),

@@ -204,6 +204,8 @@ pub struct Pods {
     pub limit: Option<u32>,
     /// Most provider creates at a time.
     pub max_concurrent_creates: usize,
+    /// For how long the VM of a start that failed is kept.
+    pub keep_failed: Duration,
     /// For how long a place that had no room is left out.
     pub capacity_cooldown: Duration,
     /// Bound of one StartVM, everything included; below the shim's 600 s.

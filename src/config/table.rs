@@ -106,6 +106,8 @@ settings! {
         "Most VMs being made at a time.";
     CAPACITY_COOLDOWN: Duration = Ours One "capacity-cooldown" "CAPACITY_COOLDOWN" "3m" parse::duration::<10_000, HOUR>,
         "For how long no VM is tried where there was no room; doubled when that happens again.";
+    KEEP_FAILED: Duration = Ours One "keep-failed-vm" "PEERPODD_KEEP_FAILED_VM" "0" parse::duration::<0, DAY>,
+        "For how long the VM of a start that failed is kept, so that somebody can look at it; it costs.";
     START_TIMEOUT: Duration = Ours One "start-timeout" "PEERPODD_START_TIMEOUT" "9m30s" parse::duration::<1_000, 599_000>,
         "Bound of one start, below the shim's 600s.";
     SANDBOX_EXPIRY: Duration = Ours One "sandbox-expiry" "PEERPODD_SANDBOX_EXPIRY" "15m" parse::duration::<1_000, DAY>,

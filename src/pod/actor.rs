@@ -33,6 +33,10 @@ const LOCAL: Duration = Duration::from_millis(700);
 /// nothing else would tell. (Where all of a filter is missing, nothing passes.)
 const VERIFY: Duration = Duration::from_secs(30);
 
+/// Why a start has failed by itself.
+const START: &str = "start";
+const DEADLINE: &str = "deadline";
+
 /// What others see of the record.
 pub(crate) type Seen = watch::Sender<Option<Arc<Record>>>;
 
@@ -122,6 +126,8 @@ impl Actor {
                 self.common.world.observer.step("start", self.begun.elapsed(), false);
                 let stage = record.stage.unwrap_or(Stage::Requested);
                 self.common.world.observer.start_failed(stage);
+                let failed = matches!(end.why, START | DEADLINE);
+                life.amend(|r| r.failed_start = failed);
             }
             _ => {}
         }
@@ -149,7 +155,7 @@ impl Actor {
                         self.desk.started(&Ok(()));
                         Next::Go
                     }
-                    Err(error) => self.failed_start(life, "start", &error),
+                    Err(error) => self.failed_start(life, START, &error),
                 },
             };
             match heard {
@@ -159,7 +165,7 @@ impl Actor {
                     return Next::End(End::new("cancelled", FailureKind::Cancelled, reason));
                 }
                 Heard::Deadline => {
-                    return self.failed_start(life, "deadline", &late(life, self.begun));
+                    return self.failed_start(life, DEADLINE, &late(life, self.begun));
                 }
                 Heard::Command(Command::Start { deadline, reply }) => self.join(deadline, reply),
                 Heard::Command(command) => {

@@ -24,6 +24,8 @@ pub struct Options {
     pub limit: Option<usize>,
     /// Most creates under way at a time; others wait in the order in which they came.
     pub concurrent_creates: usize,
+    /// For how long the VM of a start that failed is kept.
+    pub keep_failed: Duration,
     /// For how long a place that had no room is left out.
     pub capacity_cooldown: Duration,
     /// How long a start may take in all; a caller's own deadline may be shorter. Below the Go shim's
@@ -63,6 +65,7 @@ impl Default for Options {
             forwarder_port: 15_150,
             limit: None,
             concurrent_creates: 32,
+            keep_failed: Duration::ZERO,
             capacity_cooldown: Duration::from_secs(180),
             start_deadline: Duration::from_secs(540),
             expiry: Duration::from_secs(15 * 60),

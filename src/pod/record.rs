@@ -71,6 +71,9 @@ pub struct Record {
     pub timeline: Vec<Moment>,
     /// The last thing that went wrong.
     pub last_error: Option<String>,
+    /// Its start failed, and nobody had asked for that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub failed_start: bool,
     /// When CreateVM came, in milliseconds since 1970.
     pub created_ms: u64,
     /// When the phase was entered, in milliseconds since 1970.

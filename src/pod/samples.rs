@@ -74,6 +74,7 @@ pub(crate) fn record(sandbox: &str) -> Record {
         last_error: None,
         created_ms: 1,
         since_ms: 1,
+        failed_start: false,
         created_boot_ms: Some(1),
         #[cfg(feature = "next-record-version")]
         generation: VERSION,

@@ -339,6 +339,11 @@ impl Provider for Fake {
         }
         open.answer(Ok(all))
     }
+
+    async fn console(&self, vm: &VmRef) -> Result<Option<String>, Error> {
+        let there = self.vms().into_iter().find(|there| there.spec.name == vm.name);
+        Ok(there.map(|there| format!("{} says hello\n", there.spec.name)))
+    }
 }
 
 impl Fake {

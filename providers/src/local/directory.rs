@@ -15,7 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,8 @@ pub(super) const INIT: &str = "init.json";
 pub(super) const CONSOLE: &str = "console.log";
 pub(super) const USER_DATA: &str = "media/cidata/user-data";
 const VM: &str = "vm.json";
+/// So much of a console is shown, as much as EC2 gives.
+const CONSOLE_TAIL: u64 = 64 << 10;
 
 /// `vm.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -233,6 +235,20 @@ pub(super) fn last_words(path: PathBuf) -> String {
     let text = String::from_utf8_lossy(&text);
     let own = text.lines().rev().find_map(|l| l.strip_prefix(super::guest::SAYS));
     own.unwrap_or("it said nothing").chars().take(300).collect()
+}
+
+/// The last [`CONSOLE_TAIL`] bytes of a VM's console; `None` if it has none.
+pub(super) fn console(path: &Path) -> io::Result<Option<String>> {
+    let mut file = match File::open(path.join(CONSOLE)) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(CONSOLE_TAIL)))?;
+    let mut bytes = Vec::new();
+    file.take(CONSOLE_TAIL).read_to_end(&mut bytes)?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Makes a directory that only its owner may enter; there already is success.

@@ -266,6 +266,14 @@ impl Shared {
         }
         Ok(found)
     }
+
+    fn console(&self, vm: &VmRef) -> Result<Option<String>, Error> {
+        let io = |e| io_error("console", e);
+        let all = directory::records(&self.settings.state_dir).map_err(io)?;
+        let is_it = |record: &Record| record.name == vm.name && record.sandbox == vm.sandbox;
+        let path = all.into_iter().find(|(_, record)| is_it(record)).map(|(path, _)| path);
+        path.map_or(Ok(None), |path| directory::console(&path).map_err(io))
+    }
 }
 
 fn resource(record: Record, runs: bool) -> Resource {
@@ -363,5 +371,10 @@ impl Provider for Local {
 
     async fn list(&self) -> Result<Vec<Resource>, Error> {
         self.blocking("list", Shared::resources).await
+    }
+
+    async fn console(&self, vm: &VmRef) -> Result<Option<String>, Error> {
+        let vm = vm.clone();
+        self.blocking("console", move |shared| shared.console(&vm)).await
     }
 }

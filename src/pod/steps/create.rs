@@ -86,6 +86,7 @@ fn record(
         last_error: None,
         created_ms: now,
         since_ms: now,
+        failed_start: false,
         created_boot_ms: Some(world.clock.boot_ms()),
         #[cfg(feature = "next-record-version")]
         generation: VERSION,

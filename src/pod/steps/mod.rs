@@ -14,6 +14,7 @@ pub(crate) mod create;
 mod error;
 pub(crate) mod launch;
 mod machine;
+mod mortem;
 pub(crate) mod resume;
 pub(crate) mod stop;
 

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use peerpod_providers::{Deletion, Kind, VmRef};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::mortem;
 use crate::crash::sent;
 use crate::pod::life::Life;
 use crate::pod::phase::{Event, Made, Phase};
@@ -112,6 +113,7 @@ async fn again(life: &Life, done: &Done) {
 /// Deletes the VM until the cloud says that it is gone. Where a create may still take effect, "gone"
 /// has to hold for a while, and a list has to agree.
 async fn machine(life: &Life) {
+    mortem::look(life).await;
     let record = life.record();
     let Phase::Deleting { made, .. } = &record.phase else { return };
     let mut settle = match made {
