@@ -11,6 +11,7 @@
 mod cli;
 mod files;
 mod forwarder;
+mod listener;
 mod network;
 mod privilege;
 mod provision;

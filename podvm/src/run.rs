@@ -10,11 +10,12 @@ use peerpod_tunnel::link::session;
 use peerpod_tunnel::link::tls::{Profile, ServerTls};
 use peerpod_tunnel::network::guest::GuestNetwork;
 use podvm::apf::Apf;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::forwarder::{Forwarder, Settings};
-use crate::{cli, network, provision};
+use crate::{cli, listener, network, provision};
 
 /// Cancels `stop` at the first SIGTERM or SIGINT; a second one leaves at once.
 pub(crate) fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
@@ -54,24 +55,31 @@ pub(crate) async fn forwarder(args: cli::Forwarder, stop: CancellationToken) -> 
         print_version();
         return Ok(());
     }
-    serve(&args.serve, &args.config, stop).await
+    let early = listener::early(args.serve.listen).await?;
+    serve(&args.serve, &args.config, early, stop).await
 }
 
 /// `podvm run`.
 pub(crate) async fn run(args: cli::Run, stop: CancellationToken) -> anyhow::Result<()> {
+    let early = listener::early(args.serve.listen).await?;
     let config = args.user_data.run_dir.join("apf.json");
     tokio::select! {
         done = provision::provision(&args.user_data, Some(config.clone())) => done?,
         () = stop.cancelled() => return Ok(()),
     }
-    serve(&args.serve, &config, stop).await
+    serve(&args.serve, &config, early, stop).await
 }
 
 fn print_version() {
     println!("podvm {}", env!("CARGO_PKG_VERSION"));
 }
 
-async fn serve(args: &cli::Serve, config: &Path, stop: CancellationToken) -> anyhow::Result<()> {
+async fn serve(
+    args: &cli::Serve,
+    config: &Path,
+    early: Option<TcpListener>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let apf = read_apf(config).await?;
     tracing::info!(namespace = %apf.pod_namespace, pod = %apf.pod_name, "configuration read");
     let tls = server_tls(args, &apf).await?;
@@ -85,7 +93,7 @@ async fn serve(args: &cli::Serve, config: &Path, stop: CancellationToken) -> any
         };
         tracing::info!(worker = %underlay.worker, vni = guest.vni, "pod network stands");
     }
-    let served = listen_and_serve(args, config, tls, stop).await;
+    let served = listen_and_serve(args, config, early, tls, stop).await;
     if let Some(guest) = network {
         network::down(guest).await?;
         tracing::info!("pod network taken away");
@@ -96,11 +104,16 @@ async fn serve(args: &cli::Serve, config: &Path, stop: CancellationToken) -> any
 async fn listen_and_serve(
     args: &cli::Serve,
     config: &Path,
+    early: Option<TcpListener>,
     tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let forwarder = Forwarder::bind(settings(args, config), tls).await?;
-    let address = forwarder.address().map(|a| a.to_string()).unwrap_or_default();
+    let listener = match early {
+        Some(listener) => listener,
+        None => listener::listen(args.listen).await?,
+    };
+    let address = listener::name(&listener);
+    let forwarder = Forwarder::new(listener, settings(args, config), tls);
     tracing::info!(%address, "forwarder serves");
     peerpod_tunnel::wipe::end();
     notify(&[sd_notify::NotifyState::Ready]);
@@ -118,7 +131,6 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
 fn settings(args: &cli::Serve, config: &Path) -> Settings {
     let dir = config.parent().unwrap_or(Path::new("/"));
     Settings {
-        listen: args.listen,
         agent_socket: args.kata_agent_socket.clone(),
         kept_socket: dir.join("agent.kept.sock"),
         podns: args.pod_namespace.display().to_string(),

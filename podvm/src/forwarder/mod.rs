@@ -16,7 +16,7 @@ mod requests;
 mod responses;
 mod session;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +24,6 @@ use std::time::Duration;
 use peerpod_tunnel::link::notice::Notices;
 use peerpod_tunnel::link::session::Sessions;
 use peerpod_tunnel::link::strangers::Strangers;
-use podvm::contract::FORWARDER_PORT;
 use podvm::edit::Edits;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -53,8 +52,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What the forwarder is told.
 #[derive(Debug)]
 pub(crate) struct Settings {
-    /// `None` is port 15150 of every address.
-    pub(crate) listen: Option<SocketAddr>,
     /// Where kata-agent listens.
     pub(crate) agent_socket: PathBuf,
     /// A second name for it that outlives the first.
@@ -65,13 +62,6 @@ pub(crate) struct Settings {
     pub(crate) agent_wait: Duration,
     /// How long a frame that has begun may stand still.
     pub(crate) frame_stall: Duration,
-}
-
-/// Why the forwarder does not serve.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ForwarderError {
-    #[error("listening on {address}: {source}")]
-    Listen { address: SocketAddr, source: std::io::Error },
 }
 
 /// What all connections share.
@@ -93,15 +83,12 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Listens. Without `tls` everybody is served.
-    ///
-    /// # Errors
-    /// When the address cannot be had.
-    pub(crate) async fn bind(
+    /// Without `tls` everybody is served.
+    pub(crate) fn new(
+        listener: TcpListener,
         settings: Settings,
         tls: Option<Arc<ServerConfig>>,
-    ) -> Result<Self, ForwarderError> {
-        let listener = listen(settings.listen).await?;
+    ) -> Self {
         let shared = Shared {
             tls: tls.map(TlsAcceptor::from),
             agent: Agent::new(settings.agent_socket, settings.kept_socket, settings.agent_wait),
@@ -112,12 +99,7 @@ impl Forwarder {
             notices: Notices::default(),
             sessions: Sessions::new(&format!("podvm {}", env!("CARGO_PKG_VERSION"))),
         };
-        Ok(Self { listener, shared: Arc::new(shared) })
-    }
-
-    /// Where it listens.
-    pub(crate) fn address(&self) -> Option<SocketAddr> {
-        self.listener.local_addr().ok()
+        Self { listener, shared: Arc::new(shared) }
     }
 
     /// Serves until told to stop, then lets connections come to rest.
@@ -184,23 +166,4 @@ async fn rest(sessions: &Sessions, tasks: &TaskTracker) {
     }
     sessions.close("the VM's forwarder stops");
     tasks.wait().await;
-}
-
-/// IPv6's any-address takes IPv4 too; a kernel without IPv6 gets the other one.
-async fn listen(address: Option<SocketAddr>) -> Result<TcpListener, ForwarderError> {
-    let bind = async |address: SocketAddr| {
-        let listener = TcpListener::bind(address).await;
-        listener.map_err(|source| ForwarderError::Listen { address, source })
-    };
-    match address {
-        Some(address) => bind(address).await,
-        None => match bind((Ipv6Addr::UNSPECIFIED, FORWARDER_PORT).into()).await {
-            Err(ForwarderError::Listen { source, .. })
-                if source.kind() != std::io::ErrorKind::AddrInUse =>
-            {
-                bind((Ipv4Addr::UNSPECIFIED, FORWARDER_PORT).into()).await
-            }
-            other => other,
-        },
-    }
 }

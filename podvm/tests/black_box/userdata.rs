@@ -1,5 +1,6 @@
 //! User data from every source, and what becomes of them.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 
 use base64::Engine;
@@ -8,8 +9,11 @@ use podvm::cloud_config::{self, File};
 use podvm::contract;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
+use tokio::process::Command;
 
-use crate::lab::{Lab, Podvm};
+use crate::calls::request;
+use crate::lab::{Lab, Podvm, connect};
+use crate::standin::Agent;
 
 fn provision(lab: &Lab, more: &[&str]) -> Podvm {
     let mut args = vec!["process-user-data".to_owned(), "provision-files".to_owned()];
@@ -74,6 +78,50 @@ async fn user_data_that_come_late_are_waited_for() {
     lab.user_data(&[lab.apf(None)]);
     assert!(podvm.exit().await.success(), "{}", podvm.log());
     assert!(lab.path("run/apf.json").exists());
+}
+
+/// Comes while there are no user data, and is answered when they are there.
+async fn comes_early(lab: &Lab, podvm: &Podvm, address: SocketAddr) {
+    let tls = lab.certs.client();
+    let early = connect(address, &tls);
+    tokio::pin!(early);
+    let waits = tokio::select! {
+        _ = &mut early => false,
+        _ = podvm.line("again_in") => true,
+    };
+    assert!(waits, "who has no certificate yet has answered");
+    lab.user_data(&[lab.apf(None)]);
+    early.await.unwrap().call(&request(1, "Ping", vec![])).await;
+}
+
+fn without_user_data(lab: &Lab) -> Vec<String> {
+    std::fs::remove_file(lab.path("user-data")).unwrap();
+    let args = ["run".to_owned(), "--source=file".to_owned()];
+    [&args[..], &lab.places(), &lab.serving()].concat()
+}
+
+#[tokio::test]
+async fn a_worker_that_comes_before_the_user_data_is_answered_when_they_are_there() {
+    let lab = Lab::new();
+    let _agent = Agent::start(&lab.agent_socket());
+    let podvm = Podvm::spawn(&without_user_data(&lab));
+    let line = podvm.line("listening").await;
+    let address = line.split("address=").nth(1).unwrap().trim().parse().unwrap();
+    comes_early(&lab, &podvm, address).await;
+}
+
+#[tokio::test]
+async fn the_service_managers_socket_is_taken() {
+    let lab = Lab::new();
+    let _agent = Agent::start(&lab.agent_socket());
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    // By the protocol: descriptor 3, and who is meant.
+    let given = "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", given, "sh", env!("CARGO_BIN_EXE_podvm")]).args(without_user_data(&lab));
+    command.stdin(std::os::fd::OwnedFd::from(socket));
+    comes_early(&lab, &Podvm::start_reading(command), address).await;
 }
 
 #[tokio::test]
