@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!             silence, no route            RST                          accepts
-//!   (dark) ──── a SYN each 120 ms ────▶ (booting) ─ 50 ms, as the ────▶ TLS ─▶ agent ─▶ ready
-//!                                                    budget allows      └─ not yet: 100 ms ─┘
+//!   (dark) ──── a SYN each 200 ms ────▶ (booting) ─ 45 ms, growing ───▶ TLS ─▶ agent ─▶ ready
+//!                                                    with the wait      └─ not yet: 100 ms ─┘
 //! ```
 //!
 //! An attempt ends before the kernel would send its second SYN (1 s), so that no attempt sits in the
-//! kernel's back-off while the VM comes up. Over the whole wait it is at most ten packets a second.
+//! kernel's back-off while the VM comes up. Over the whole wait it is at most ten packets a second:
+//! what the dark leaves of them is spent once the VM is known to be up, most of it at first. It lasts
+//! until the wait is twice as long as the dark was.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -21,11 +23,11 @@ use tokio::time::{Instant, sleep_until};
 use super::world::{Door, Guest, Pulse, Stage, Unready};
 
 /// Between two SYNs while nothing is heard.
-const DARK: Duration = Duration::from_millis(120);
-/// Between two SYNs when the VM is up and its port is not yet.
-const BOOTING: Duration = Duration::from_millis(50);
+const DARK: Duration = Duration::from_millis(200);
 /// The same once the budget is used up, and after an accepted connection that came to nothing.
 const STEADY: Duration = Duration::from_millis(100);
+/// Never less, however short the dark was.
+const LEAST: Duration = Duration::from_millis(25);
 /// Packets a second, over the whole wait.
 const BUDGET: u32 = 10;
 /// One connect; less than the kernel's first retransmission.
@@ -40,12 +42,13 @@ const OVERLAP: usize = 12;
 struct Pace {
     begin: Instant,
     sent: u32,
-    booting: bool,
+    /// How long nothing was heard.
+    dark: Option<Duration>,
 }
 
 impl Pace {
     fn new(begin: Instant) -> Self {
-        Self { begin, sent: 0, booting: false }
+        Self { begin, sent: 0, dark: None }
     }
 
     /// A SYN leaves now; when the next one may.
@@ -54,12 +57,23 @@ impl Pace {
         now + self.interval(now)
     }
 
+    /// The VM is up.
+    fn heard(&mut self, now: Instant) {
+        self.dark.get_or_insert(now.duration_since(self.begin));
+    }
+
     fn interval(&self, now: Instant) -> Duration {
-        if !self.booting {
-            return DARK;
+        let Some(dark) = self.dark else { return DARK };
+        let waited = now.duration_since(self.begin);
+        if f64::from(self.sent) >= waited.as_secs_f64() * f64::from(BUDGET) {
+            return STEADY;
         }
-        let allowed = now.duration_since(self.begin).as_secs_f64() * f64::from(BUDGET);
-        if f64::from(self.sent) < allowed { BOOTING } else { STEADY }
+        // Short at first, since VMs that are up are mostly soon ready: this way the packets that are
+        // left are spent just when the wait is twice the dark.
+        let left = 2.0 * f64::from(BUDGET) - 1.0 / DARK.as_secs_f64();
+        let first = std::f64::consts::LN_2 / left;
+        let grown = first * waited.as_secs_f64() / dark.as_secs_f64().max(DARK.as_secs_f64());
+        Duration::from_secs_f64(grown).clamp(LEAST, STEADY)
     }
 }
 
@@ -81,6 +95,7 @@ pub async fn reach(
         tokio::select! {
             biased;
             Some(knock) = knocks.next() => {
+                let accepted = Instant::now();
                 let unready = match knock {
                     Err(unready) => unready,
                     Ok(door) => match door.enter(tls, ENTER).await {
@@ -91,14 +106,16 @@ pub async fn reach(
                 let now = Instant::now();
                 match unready.stage {
                     Stage::Refused => {
-                        pace.booting = true;
+                        pace.heard(now);
                         next = next.min(now + pace.interval(now));
                     }
                     Stage::Unreachable => {}
                     // Others that were accepted meanwhile would find the same.
+                    // A VM that is not done with its start accepts and lets us wait: then the next one
+                    // waits at once.
                     _ => {
                         knocks.clear();
-                        next = now + STEADY;
+                        next = accepted + STEADY;
                     }
                 }
                 note(&unready);
