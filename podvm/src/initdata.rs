@@ -34,11 +34,18 @@ pub enum InitdataError {
 }
 
 /// Checked initdata. The text is kept as it came: its digest is over the very bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Initdata {
     text: String,
     algorithm: String,
     data: BTreeMap<String, String>,
+}
+
+/// Whoever wrote them may have written credentials into them.
+impl std::fmt::Debug for Initdata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Initdata").field("digest", &self.digest()).finish_non_exhaustive()
+    }
 }
 
 #[derive(Deserialize)]

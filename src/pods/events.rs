@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Pods;
 use crate::pod::{Command, Held, edit};
-use crate::relay::api::Event;
+use crate::relay::api::{Event, Payload};
 
 /// The relay is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(super) async fn run(
             Event::LinkUp { sandbox } => {
                 say(&pods, &sandbox, || tracing::info!(sandbox, "link up"));
             }
-            Event::Edit { ticket, sandbox, method, payload } => {
+            Event::Edit { ticket, sandbox, method, payload: Payload(payload) } => {
                 answer_edit(&pods, ticket, &sandbox, &method, payload);
             }
         }

@@ -10,6 +10,17 @@ pub mod hypervisor {
 
     /// The ttrpc service string.
     pub const SERVICE: &str = "hypervisor.Hypervisor";
+
+    impl std::fmt::Debug for CreateVmRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            let annotations: Vec<_> = self.annotations.keys().collect();
+            f.debug_struct("CreateVmRequest")
+                .field("id", &self.id)
+                .field("annotations", &annotations)
+                .field("network_namespace_path", &self.network_namespace_path)
+                .finish()
+        }
+    }
 }
 
 /// Which VM a pod runs in: `podvminfo.PodVMInfo`.
@@ -41,6 +52,32 @@ pub mod relay {
     /// In words.
     pub fn range(api: u32, oldest: u32) -> String {
         if oldest == 0 || oldest == api { api.to_string() } else { format!("{oldest} to {api}") }
+    }
+
+    impl std::fmt::Debug for Edit {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("Edit")
+                .field("ticket", &self.ticket)
+                .field("sandbox", &self.sandbox)
+                .field("method", &self.method)
+                .field("bytes", &self.payload.len())
+                .finish()
+        }
+    }
+
+    impl std::fmt::Debug for EditReply {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_tuple("EditReply").field(&self.ticket).field(&self.outcome).finish()
+        }
+    }
+
+    impl std::fmt::Debug for edit_reply::Outcome {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            match self {
+                Self::Payload(payload) => write!(f, "Payload({} bytes)", payload.len()),
+                Self::Refused(why) => f.debug_tuple("Refused").field(why).finish(),
+            }
+        }
     }
 
     impl std::fmt::Debug for Tls {

@@ -14,8 +14,14 @@ fn generate(into: &Path) {
         let mut prost = prost_build::Config::new();
         // Order must not depend on a hash, and bytes must not be copied.
         prost.btree_map(["."]).bytes(["."]).out_dir(into);
-        // It carries a private key: mod.rs prints it without.
-        prost.skip_debug([".peerpodd.relay.v1.Tls"]);
+        // They carry private keys, initdata and requests with a container's environment: mod.rs prints
+        // them without.
+        prost.skip_debug([
+            ".hypervisor.CreateVMRequest",
+            ".peerpodd.relay.v1.Edit",
+            ".peerpodd.relay.v1.EditReply",
+            ".peerpodd.relay.v1.Tls",
+        ]);
         prost
     };
     // The two ttrpc services need messages only; src/hypervisor speaks their frames.

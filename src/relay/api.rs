@@ -88,6 +88,16 @@ pub trait Control: Send + Sync + Debug {
     -> Result<(), ControlError>;
 }
 
+/// A call's message. It does not print: a container's environment may be in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Payload(pub Bytes);
+
+impl Debug for Payload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
 /// What the relay tells. After every `Attached` it repeats what still holds: shims that are gone,
 /// links that were given up, edits that wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +141,6 @@ pub enum Event {
         /// "CreateContainer", …
         method: String,
         /// The call's message, as the shim encoded it.
-        payload: Bytes,
+        payload: Payload,
     },
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status, Streaming};
 
-use super::api::{Control, ControlError, Event, Held, Totals};
+use super::api::{Control, ControlError, Event, Held, Payload, Totals};
 use super::control::{MAX_MESSAGE, STAGE, Stage};
 use crate::proto::relay as proto;
 use crate::shutdown::Tracker;
@@ -400,7 +400,7 @@ fn event(epoch: u64, message: to_node::Message) -> Event {
             Event::LinkDown { sandbox, reason, given_up }
         }
         to_node::Message::Edit(proto::Edit { ticket, sandbox, method, payload }) => {
-            Event::Edit { ticket, sandbox, method, payload }
+            Event::Edit { ticket, sandbox, method, payload: Payload(payload) }
         }
     }
 }

@@ -57,7 +57,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
-pub use api::{Control, ControlError, Event, Held, Totals};
+pub use api::{Control, ControlError, Event, Held, Payload, Totals};
 pub use client::RelayClient;
 pub use handover::TakeError;
 pub use sockets::{MAX_PATH, SocketError};

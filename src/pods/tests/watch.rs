@@ -7,7 +7,7 @@ use peerpod_tunnel::link::wire;
 use tokio::time::{Instant, sleep};
 
 use crate::hypervisor::Sandboxes;
-use crate::relay::api::Event;
+use crate::relay::api::{Event, Payload};
 use crate::request::keys;
 
 use super::harness::*;
@@ -265,7 +265,9 @@ async fn requests_of_pods_with_gpus_are_edited_and_others_handed_back() {
     let payload = Bytes::from(payload);
     for (ticket, sandbox) in [(1, "s1"), (2, "s2"), (3, "unknown")] {
         let (sandbox, method) = (sandbox.to_owned(), "CreateContainer".to_owned());
-        daemon.tell(Event::Edit { ticket, sandbox, method, payload: payload.clone() }).await;
+        daemon
+            .tell(Event::Edit { ticket, sandbox, method, payload: Payload(payload.clone()) })
+            .await;
     }
     until("answered", || lock(&site.relay.edits).len() == 3).await;
     let edits = lock(&site.relay.edits).clone();

@@ -10,6 +10,7 @@ pub struct VersionResponse {
     pub version: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct CreateVmRequest {
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,

@@ -228,6 +228,7 @@ pub struct Attached {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Ready {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct EditReply {
     #[prost(uint64, tag = "1")]
     pub ticket: u64,
@@ -237,6 +238,7 @@ pub struct EditReply {
 /// Nested message and enum types in `EditReply`.
 pub mod edit_reply {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[prost(skip_debug)]
     pub enum Outcome {
         #[prost(bytes, tag = "2")]
         Payload(::prost::bytes::Bytes),
@@ -301,6 +303,7 @@ pub struct LinkUp {
     pub sandbox: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
 pub struct Edit {
     #[prost(uint64, tag = "1")]
     pub ticket: u64,

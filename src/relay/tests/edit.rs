@@ -28,7 +28,7 @@ async fn joined() -> Joined {
 
 async fn edit(node: &mut Node) -> (u64, Bytes) {
     match node.event().await {
-        Event::Edit { ticket, sandbox, method, payload } => {
+        Event::Edit { ticket, sandbox, method, payload: Payload(payload) } => {
             assert_eq!((sandbox.as_str(), method.as_str()), ("s1", "CreateContainer"));
             (ticket, payload)
         }

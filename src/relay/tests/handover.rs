@@ -179,7 +179,9 @@ async fn a_close_reaches_what_stayed_and_so_does_an_edit() {
     let second = bench.successor().await;
     node.attached_again().await;
     shim.send(&call(3, "grpc.AgentService", "CreateContainer", "before")).await;
-    let Event::Edit { ticket, payload, .. } = node.event().await else { panic!("Edit") };
+    let Event::Edit { ticket, payload: Payload(payload), .. } = node.event().await else {
+        panic!("Edit")
+    };
     assert_eq!(&payload[..], b"before");
     node.client.edited(ticket, Ok(Bytes::from_static(b"after"))).await.expect("edited");
     let edited = Request::parse(&agent.frame().await.payload).expect("request");

@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{Control, ControlError, Event, Held, RelayClient, RelayError, RelayOptions};
+use super::{Control, ControlError, Event, Held, Payload, RelayClient, RelayError, RelayOptions};
 use crate::proto::hypervisor::StartVmRequest;
 use crate::shutdown::Tracker;
 

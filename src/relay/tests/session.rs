@@ -220,7 +220,7 @@ async fn edited_requests_go_through_a_session_and_over_a_cut() {
     shim.send(&call(3, "grpc.AgentService", "CreateContainer", "before")).await;
     let ticket = loop {
         match node.event().await {
-            Event::Edit { ticket, payload, .. } => {
+            Event::Edit { ticket, payload: Payload(payload), .. } => {
                 assert_eq!(payload, "before");
                 break ticket;
             }
