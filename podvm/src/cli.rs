@@ -136,6 +136,9 @@ pub(crate) struct Serve {
     /// How long a frame that has begun may stand still, in seconds.
     #[arg(long, default_value = "30", value_parser = seconds)]
     pub(crate) frame_stall: Duration,
+    /// Never choose peerpod-link/1: each connection stands for itself, as with older images.
+    #[arg(long)]
+    pub(crate) plain_link: bool,
 }
 
 /// How much is logged, to stderr.

@@ -83,7 +83,8 @@ async fn serve(
     let apf = read_apf(config).await?;
     tracing::info!(namespace = %apf.pod_namespace, pod = %apf.pod_name, "configuration read");
     let tls = server_tls(args, &apf).await?;
-    let tls = tls.map(|tls| tls.config_offering(&[session::ALPN])).transpose();
+    let sessions = if args.plain_link { &[][..] } else { &[session::ALPN] };
+    let tls = tls.map(|tls| tls.config_offering(sessions)).transpose();
     let tls = tls.context("the forwarder's TLS")?;
     let network = guest_network(args, &apf)?;
     raise_file_limit();

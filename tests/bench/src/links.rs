@@ -4,7 +4,8 @@
 //! ```text
 //!   direct   client ─unix─────────────────────────────────────────▶ agent
 //!   rival    client ─unix─▶ daemon ═════════TLS═▶ far ───────unix─▶ agent
-//!   ours     client ─unix─▶ peerpodd relay ═TLS═▶ podvm ─────unix─▶ agent
+//!   ours     client ─unix─▶ peerpodd relay ═TLS═▶ podvm ─────unix─▶ agent     peerpod-link/1
+//!   plain    the same over a connection of its own, as VMs have it that know no sessions
 //!   bare     client ─unix─▶ near ═══════════TLS═▶ far ───────unix─▶ agent
 //! ```
 //!
@@ -22,13 +23,14 @@ use crate::Bench;
 use crate::lab;
 use crate::machine::cpu_of;
 use crate::material::Material;
-use crate::ours::Ours;
+use crate::ours::{Guest, Ours};
 use crate::program::{Program, Start};
 use crate::rival::{Client, Daemon, Load, Order};
 
 const RIVAL_PORT: u16 = 15_151;
 const BARE_PORT: u16 = 15_152;
 const OURS_PORT: u16 = 15_150;
+const PLAIN_PORT: u16 = 15_153;
 
 /// One way to the agent.
 #[derive(Debug)]
@@ -81,9 +83,15 @@ pub(crate) struct Links {
     pub(crate) bare: Side,
     /// `Err` says why not.
     pub(crate) ours: Result<Side, String>,
+    /// The same.
+    pub(crate) plain: Result<Side, String>,
     _programs: Vec<Program>,
     _ours: Option<Ours>,
 }
+
+/// The kinds of one link of ours: its name, its VM's port and what the forwarder is told.
+const KINDS: [(&str, u16, &[&str]); 2] =
+    [("session", OURS_PORT, &[]), ("plain", PLAIN_PORT, &["--plain-link"])];
 
 /// What setting them up needs.
 struct Site<'a> {
@@ -110,11 +118,15 @@ impl Links {
         let direct = site.side("direct", &site.agent_socket, Vec::new())?;
         let rival = site.rival().context("the rival's link")?;
         let bare = site.bare().context("the bare relay's link")?;
-        let (ours, kept) = match site.ours().context("our link") {
-            Ok((side, kept)) => (Ok(side), Some(kept)),
-            Err(e) => (Err(format!("{e:#}")), None),
+        let said = |e: anyhow::Error| format!("{e:#}");
+        let (ours, plain, kept) = match site.relay().context("our relay") {
+            Ok(relay) => {
+                let [ours, plain] = KINDS.map(|kind| site.ours(&relay, kind).map_err(said));
+                (ours, plain, Some(relay))
+            }
+            Err(e) => (Err(said(e)), Err("no relay".to_owned()), None),
         };
-        Ok(Self { direct, rival, bare, ours, _programs: site.programs, _ours: kept })
+        Ok(Self { direct, rival, bare, ours, plain, _programs: site.programs, _ours: kept })
     }
 }
 
@@ -173,17 +185,24 @@ impl Site<'_> {
         Ok(side)
     }
 
-    fn ours(&mut self) -> anyhow::Result<(Side, Ours)> {
-        let ours = Ours::start(self.bench, &self.dir.join("ours"), &self.netns)?;
-        let material = Material::new()?;
-        let target = loopback(OURS_PORT);
-        let forwarder =
-            ours.forwarder(self.bench, &self.netns, &material, target, &self.agent_socket)?;
+    fn relay(&self) -> anyhow::Result<Ours> {
+        Ours::start(self.bench, &self.dir.join("ours"), &self.netns)
+    }
+
+    fn ours(
+        &mut self,
+        relay: &Ours,
+        (name, port, flags): (&str, u16, &[&str]),
+    ) -> anyhow::Result<Side> {
+        let (material, target) = (Material::new()?, loopback(port));
+        let start = self.start(&self.bench.programs.podvm, &format!("forwarder-{name}"));
+        let guest = Guest { name, at: target, agent: &self.agent_socket, flags };
+        let forwarder = relay.forwarder(&start, &guest, &material)?;
         lab::until_listens(&self.netns, target)?;
-        let socket = ours.link("bench", target, &material)?;
-        let side = self.side("ours", &socket, vec![ours.relay.pid(), forwarder.pid()])?;
+        let socket = relay.link(name, target, &material)?;
+        let side = self.side(name, &socket, vec![relay.relay.pid(), forwarder.pid()])?;
         self.programs.push(forwarder);
-        Ok((side, ours))
+        Ok(side)
     }
 }
 

@@ -81,6 +81,17 @@ impl Paths {
     }
 }
 
+/// A VM.
+#[derive(Debug)]
+pub(crate) struct Guest<'a> {
+    /// Its own in the directory.
+    pub(crate) name: &'a str,
+    pub(crate) at: SocketAddr,
+    pub(crate) agent: &'a Path,
+    /// What its forwarder is told besides.
+    pub(crate) flags: &'a [&'a str],
+}
+
 impl Ours {
     pub(crate) fn start(bench: &Bench, dir: &Path, netns: &Netns) -> anyhow::Result<Self> {
         let paths = Paths(dir.to_owned());
@@ -119,11 +130,9 @@ impl Ours {
     /// The forwarder of a VM without a pod network.
     pub(crate) fn forwarder(
         &self,
-        bench: &Bench,
-        netns: &Netns,
+        start: &Start<'_>,
+        Guest { name, at, agent, flags }: &Guest<'_>,
         material: &Material,
-        at: SocketAddr,
-        agent: &Path,
     ) -> anyhow::Result<Program> {
         let apf = Apf {
             pod_name: "bench".to_owned(),
@@ -132,12 +141,12 @@ impl Ours {
             tls_client_ca: material.client_cert.clone(),
             ..Apf::default()
         };
-        let config = self.dir.join("apf.json");
+        // Its other files lie beside it.
+        let config = self.dir.join(name).join("apf.json");
+        std::fs::create_dir_all(config.parent().context("no directory")?)?;
         std::fs::write(&config, apf.render()?)?;
-        let log = self.dir.join("forwarder.log");
-        let start = Start { program: &bench.programs.podvm, log, netns: Some(netns) };
         let at = at.to_string();
-        let forwarder = start.with([
+        let arguments = [
             "forwarder".as_ref(),
             "--config".as_ref(),
             config.as_os_str(),
@@ -145,7 +154,8 @@ impl Ours {
             at.as_ref(),
             "--kata-agent-socket".as_ref(),
             agent.as_os_str(),
-        ]);
+        ];
+        let forwarder = start.with(arguments.into_iter().chain(flags.iter().map(AsRef::as_ref)));
         forwarder.context("podvm forwarder")
     }
 }

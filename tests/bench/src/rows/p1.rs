@@ -6,8 +6,10 @@
 //!
 //! Each draw is a VM of its own for ours and one for the rival, with the same T (3 to 40 s) and the
 //! same r (T/2 to T); all draws run at once, so that the whole takes as long as the longest. SYNs
-//! are counted where they arrive, before anything drops them.
+//! are counted where they arrive, before anything drops them. A third VM of each draw does as ours do:
+//! it listens before it serves (0.2 to 3 s, not before r), and who comes meanwhile waits in its queue.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -33,6 +35,8 @@ const ID: &str = "P1";
 const PORT: u16 = 15_150;
 const OURS: u8 = 1;
 const RIVAL: u8 = 2;
+const EARLY: u8 = 3;
+const SIDES: [u8; 3] = [OURS, RIVAL, EARLY];
 const TABLE: Table<'static> = Table { family: Family::Inet, name: "bench" };
 const DARK: &str = "dark";
 /// A VM that boots longer than this is not drawn.
@@ -43,6 +47,8 @@ const LONGEST: f64 = 40.0;
 struct Draw {
     number: u8,
     lights: f64,
+    /// The VM that listens early does.
+    listens: f64,
     ready: f64,
 }
 
@@ -50,7 +56,9 @@ impl Draw {
     fn new(number: u8) -> Self {
         let mut random = rand::rng();
         let ready = random.random_range(3.0..LONGEST);
-        Self { number, ready, lights: random.random_range(ready / 2.0..ready) }
+        let lights = random.random_range(ready / 2.0..ready);
+        let listens = (ready - random.random_range(0.2..3.0)).max(lights);
+        Self { number, lights, listens, ready }
     }
 
     fn at(self, side: u8) -> SocketAddr {
@@ -58,10 +66,11 @@ impl Draw {
     }
 }
 
-/// What happens to both VMs of a draw.
+/// What happens to the VMs of a draw.
 #[derive(Clone, Copy, Debug)]
 enum Happening {
     Lights(Draw),
+    Listens(Draw),
     Ready(Draw),
 }
 
@@ -69,13 +78,14 @@ impl Happening {
     fn when(self) -> f64 {
         match self {
             Self::Lights(draw) => draw.lights,
+            Self::Listens(draw) => draw.listens,
             Self::Ready(draw) => draw.ready,
         }
     }
 }
 
-/// When both VMs of a draw began to accept, CLOCK_MONOTONIC in nanoseconds.
-type Accepting = Vec<(u8, f64, f64)>;
+/// When the VMs of a draw began to serve, by [`SIDES`]; CLOCK_MONOTONIC in nanoseconds.
+type Serving = Vec<(u8, [f64; 3])>;
 
 pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let draws: Vec<Draw> = (1..=if bench.quick() { 12 } else { 100 }).map(Draw::new).collect();
@@ -87,22 +97,43 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let theirs = theirs.context("the rival issued nothing")?;
     let material = Material::new()?;
     let begin = monotonic()?;
-    let (accepting, ours, rival) = std::thread::scope(|scope| {
+    let (serving, ours, early, rival) = std::thread::scope(|scope| {
         let life = scope.spawn(|| live(bench, &vms, &draws, begin, &material.issued(), &theirs));
-        let ours = scope.spawn(|| wait_ours(&worker, &draws, &material));
+        let ours = scope.spawn(|| wait_ours(&worker, &draws, OURS, &material));
+        let early = scope.spawn(|| wait_ours(&worker, &draws, EARLY, &material));
         let rival = wait_rival(&mut daemon, &draws);
-        (joined(life.join()), joined(ours.join()), rival)
+        (joined(life.join()), joined(ours.join()), joined(early.join()), rival)
     });
-    let (accepting, ours, rival) = (accepting?, ours?, rival?);
-    let (packets_ours, packets_rival) = vms.run(counted)?;
+    let (serving, times) = (serving?, [ours?, rival?, early?]);
     let waited: f64 = draws.iter().map(|d| d.ready).sum();
-    let lag = |times: &[(u8, f64)], side: u8| -> Samples {
-        let when = |n: u8| accepting.iter().find(|a| a.0 == n);
-        let begin = |a: &(u8, f64, f64)| if side == OURS { a.1 } else { a.2 };
-        times.iter().filter_map(|(n, at)| Some((at - begin(when(*n)?)) / 1e6)).collect()
-    };
-    let probes = Sides::ours(one(packets_ours / waited)).rival(one(packets_rival / waited));
-    Ok(rows(lag(&ours, OURS), lag(&rival, RIVAL), &probes))
+    let packets = vms.run(counted)?.map(|count| one(count / waited));
+    let mut lags: [Samples; 3] = Default::default();
+    for ((lag, times), at) in lags.iter_mut().zip(&times).zip(0..) {
+        let since = |n: u8| serving.iter().find(|s| s.0 == n)?.1.get(at).copied();
+        *lag = times.iter().filter_map(|(n, at)| Some((at - since(*n)?) / 1e6)).collect();
+    }
+    let [probes, theirs, probes_early] = packets;
+    let probes = Sides::ours(probes).rival(theirs.clone());
+    let probes_early = Sides::ours(probes_early).rival(theirs);
+    let [ours, rival, early] = lags;
+    let mut all = rows(ours, rival.clone(), &probes);
+    all.extend(rows_early(early, rival, &probes_early));
+    Ok(all)
+}
+
+/// The VM's hint: it listens as soon as it can and serves as soon as it may.
+fn rows_early(ours: Samples, rival: Samples, probes: &Sides) -> Vec<Row> {
+    let means = Sides::ours(one(ours.mean())).rival(one(rival.mean()));
+    let p99 = Sides::ours(ours.only(0.99));
+    let lags = Sides::ours(ours).rival(rival);
+    let what = |value| format!("ready lag, {value}, of a VM that listens early");
+    let at_most = |most| Some(Target::AtMost(most));
+    vec![
+        Row::against_rival(ID, &what("mean"), "ms", &means, at_most(0.01)),
+        Row::alone(ID, &what("p50"), "ms", &lags, at_most(20.0)),
+        Row::alone(ID, &what("p99"), "ms", &p99, at_most(150.0)),
+        Row::alone(ID, "SYNs to it, a second", "1/s", probes, at_most(10.0)),
+    ]
 }
 
 fn rows(ours: Samples, rival: Samples, probes: &Sides) -> Vec<Row> {
@@ -128,8 +159,8 @@ fn joined<T>(result: std::thread::Result<anyhow::Result<T>>) -> anyhow::Result<T
 }
 
 fn addresses(draws: &[Draw]) -> anyhow::Result<Vec<IpNetwork>> {
-    let both = draws.iter().flat_map(|d| [(OURS, d.number), (RIVAL, d.number)]);
-    both.map(|(side, number)| lab::address(side, number)).collect()
+    let all = draws.iter().flat_map(|d| SIDES.map(|side| (side, d.number)));
+    all.map(|(side, number)| lab::address(side, number)).collect()
 }
 
 /// All VMs are dark; SYNs are counted for each side.
@@ -164,6 +195,7 @@ fn filter(draws: &[Draw]) -> Result<(), Error> {
         .set(TABLE, Set { name: DARK, key_length: 4, remembers: 0 })
         .rule(TABLE, "count", &syn_to(OURS))
         .rule(TABLE, "count", &syn_to(RIVAL))
+        .rule(TABLE, "count", &syn_to(EARLY))
         .rule(TABLE, "drop", &dark);
     for key in draws.iter().flat_map(|d| keys(*d)) {
         batch = batch.element(TABLE, DARK, &key, "boots");
@@ -171,20 +203,18 @@ fn filter(draws: &[Draw]) -> Result<(), Error> {
     batch.send("let no SYN in")
 }
 
-fn keys(draw: Draw) -> [[u8; 4]; 2] {
-    [OURS, RIVAL].map(|side| [10, 77, side, draw.number])
+fn keys(draw: Draw) -> [[u8; 4]; 3] {
+    SIDES.map(|side| [10, 77, side, draw.number])
 }
 
 fn lights(draw: Draw) -> Result<(), Error> {
-    let [a, b] = keys(draw);
-    let batch = Batch::new().delete_element(TABLE, DARK, &a).delete_element(TABLE, DARK, &b);
-    batch.send("let SYNs in")
+    let without = |batch: Batch, key: &[u8; 4]| batch.delete_element(TABLE, DARK, key);
+    keys(draw).iter().fold(Batch::new(), without).send("let SYNs in")
 }
 
-fn counted() -> Result<(f64, f64), Error> {
+fn counted() -> Result<[f64; 3], Error> {
     let counters = Nft::counters(TABLE, "count")?;
-    let packets = |n: usize| counters.get(n).map_or(0.0, |c| c.packets as f64);
-    Ok((packets(0), packets(1)))
+    Ok([0, 1, 2].map(|n: usize| counters.get(n).map_or(0.0, |c| c.packets as f64)))
 }
 
 /// Plays the VMs' lives.
@@ -195,12 +225,12 @@ fn live(
     begin: f64,
     ours: &Issued,
     theirs: &Issued,
-) -> anyhow::Result<Accepting> {
+) -> anyhow::Result<Serving> {
     let (ours, theirs) = (ours.server()?, theirs.server()?);
-    let mut happenings: Vec<Happening> =
-        draws.iter().flat_map(|d| [Happening::Lights(*d), Happening::Ready(*d)]).collect();
+    let life = |d: &Draw| [Happening::Lights(*d), Happening::Listens(*d), Happening::Ready(*d)];
+    let mut happenings: Vec<Happening> = draws.iter().flat_map(life).collect();
     happenings.sort_by(|a, b| a.when().total_cmp(&b.when()));
-    let mut accepting = Accepting::new();
+    let (mut serving, mut listening) = (Serving::new(), BTreeMap::new());
     for happening in happenings {
         let left = happening.when() - (monotonic()? - begin) / 1e9;
         if left > 0.0 {
@@ -208,32 +238,36 @@ fn live(
         }
         match happening {
             Happening::Lights(draw) => vms.run(|| lights(draw))?,
+            Happening::Listens(draw) => {
+                listening.insert(draw.number, vm::listen(vms, draw.at(EARLY))?);
+            }
             Happening::Ready(draw) => {
-                let mut moments = [0.0; 2];
-                for ((side, tls), moment) in
-                    [(OURS, &ours), (RIVAL, &theirs)].into_iter().zip(&mut moments)
-                {
-                    let listener = vm::listen(vms, draw.at(side))?;
+                let mut moments = [0.0; 3];
+                for (side, moment) in SIDES.into_iter().zip(&mut moments) {
+                    let early = (side == EARLY).then(|| listening.remove(&draw.number)).flatten();
+                    let listener = early.map_or_else(|| vm::listen(vms, draw.at(side)), Ok)?;
                     *moment = monotonic()?;
+                    let tls = if side == RIVAL { &theirs } else { &ours };
                     vm::serve(bench.runtime.handle(), listener, tls.clone())?;
                 }
-                accepting.push((draw.number, moments[0], moments[1]));
+                serving.push((draw.number, moments));
             }
         }
     }
-    Ok(accepting)
+    Ok(serving)
 }
 
 /// The prober of the node process, on one thread in the worker's namespace.
 fn wait_ours(
     worker: &Netns,
     draws: &[Draw],
+    side: u8,
     material: &Material,
 ) -> anyhow::Result<Vec<(u8, f64)>> {
     let tls = material.client();
     let work = async {
         let waits = draws.iter().map(|draw| async {
-            let pulse = probe::reach(&Tcp, draw.at(OURS), Some(&tls), |_| {}).await;
+            let pulse = probe::reach(&Tcp, draw.at(side), Some(&tls), |_| {}).await;
             let at = monotonic();
             drop(pulse);
             Ok((draw.number, at?))

@@ -4,7 +4,7 @@
 //! `WriteStdin` to the VM), so one is in flight; four at a time stand for four streams.
 
 use crate::Bench;
-use crate::links::{Links, Side};
+use crate::links::Links;
 use crate::report::{Row, Sides, Target};
 use crate::rival::Load;
 use crate::samples::Samples;
@@ -42,7 +42,10 @@ pub(crate) fn measure(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     for case in &CASES {
         rows.extend(run(bench, &mut links, case)?);
     }
-    rows.extend(links.ours.err().map(|why| Row::not_measured(ID, "our side", why)));
+    let failed = [("our side", links.ours.err()), ("our plain link", links.plain.err())];
+    rows.extend(
+        failed.into_iter().filter_map(|(what, why)| Some(Row::not_measured(ID, what, why?))),
+    );
     Ok(rows)
 }
 
@@ -50,12 +53,12 @@ fn run(bench: &Bench, links: &mut Links, case: &Case) -> anyhow::Result<Vec<Row>
     let volume = if bench.quick() { VOLUME / 4 } else { VOLUME };
     let Case { kind, size, in_flight, .. } = *case;
     let load = Load { kind, size, count: volume / size, in_flight };
-    let mut all: [Series; 4] = Default::default();
+    let mut all: [Series; 5] = Default::default();
     // Pair 0 warms up and is discarded.
     for pair in 0..=bench.pairs() {
-        let ours = links.ours.as_mut().ok();
-        let sides: [Option<&mut Side>; 4] =
-            [Some(&mut links.direct), Some(&mut links.bare), Some(&mut links.rival), ours];
+        let (ours, plain) = (links.ours.as_mut().ok(), links.plain.as_mut().ok());
+        let (direct, bare, rival) = (&mut links.direct, &mut links.bare, &mut links.rival);
+        let sides = [Some(direct), Some(bare), Some(rival), ours, plain];
         for (side, series) in sides.into_iter().zip(&mut all) {
             let Some(side) = side else { continue };
             let measured = side.measure(&load)?;
@@ -68,19 +71,25 @@ fn run(bench: &Bench, links: &mut Links, case: &Case) -> anyhow::Result<Vec<Row>
     Ok(self::rows(case, all))
 }
 
-fn rows(case: &Case, [direct, bare, rival, ours]: [Series; 4]) -> Vec<Row> {
+fn rows(case: &Case, [direct, bare, rival, ours, plain]: [Series; 5]) -> Vec<Row> {
     let size = if case.size < 1 << 20 { "32 KiB" } else { "1 MiB" };
     let name = format!("{} {size}, {} in flight", case.kind, case.in_flight);
+    let of_plain = Sides::ours(ours.rate.clone()).limit(plain.rate);
+    // No link can be quicker than none; so much of the rival's rate is to be had here.
+    let ceiling = direct.rate.by(&rival.rate).quantile(0.5);
     let rate = Sides::ours(ours.rate).rival(rival.rate).limit(bare.rate);
     let cpu = Sides::ours(ours.cpu).rival(rival.cpu).limit(bare.cpu);
     let goal = case.times.map(Target::AtLeast);
     let of_bare = case.times.map(|_| Target::AtLeast(0.8));
     let by_bare = format!("{name}, by the bare relay");
     let seconds = format!("{name}, CPU seconds of all processes");
-    let note = format!("direct {:.0} MiB/s", direct.rate.quantile(0.5));
+    let by_plain = format!("{name}, by a plain link");
+    let direct = direct.rate.quantile(0.5);
+    let note = format!("direct {direct:.0} MiB/s, {ceiling:.1} of the rival");
     vec![
         Row::against_rival(ID, &name, "MiB/s", &rate, goal).note(note),
         Row::against_limit(ID, &by_bare, "MiB/s", &rate, of_bare),
         Row::against_rival(ID, &seconds, "s/GB", &cpu, None),
+        Row::against_limit(ID, &by_plain, "MiB/s", &of_plain, None),
     ]
 }
