@@ -1,6 +1,6 @@
 //! One connection to the forwarder in a VM: TCP, and TLS over it unless that is turned off.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
+use peerpod_tunnel::link::ahead::Ahead;
 use peerpod_tunnel::link::session::ALPN;
 use peerpod_tunnel::link::tls::{ClientTls, TlsError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -117,7 +118,7 @@ impl Target {
         };
         let Some(security) = &self.tls else { return Ok(Link::Plain(tcp)) };
         let connector = tokio_rustls::TlsConnector::from(security.shared.config.clone());
-        let shake = connector.connect(security.name.clone(), tcp);
+        let shake = connector.connect(security.name.clone(), Ahead::new(tcp));
         match tokio::time::timeout_at(until, shake).await {
             Ok(Ok(tls)) => Ok(Link::Tls(Box::new(tls))),
             // What rustls itself objects to comes as InvalidData.
@@ -150,7 +151,7 @@ impl Target {
 #[derive(Debug)]
 pub(super) enum Link {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Ahead<TcpStream>>>),
 }
 
 impl Link {
@@ -197,6 +198,22 @@ impl AsyncWrite for Link {
             Self::Plain(tcp) => Pin::new(tcp).poll_write(cx, bytes),
             Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, bytes),
         }
+    }
+
+    /// The session's frames are in pieces: each would become a record and a packet of its own.
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, pieces),
+            Self::Tls(tls) => Pin::new(tls.as_mut()).poll_write_vectored(cx, pieces),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -21,8 +21,10 @@ use tokio::time::Sleep;
 use super::counters::Traffic;
 use super::pipe::{End, LINGER, hung_up};
 
-/// Read at once.
+/// Room that is made at once. What the session keeps of it keeps all of it.
 const CHUNK: usize = 64 << 10;
+/// With less of it left more is made: a call of 32 KiB is to come in one piece.
+const LEAST: usize = 40 << 10;
 /// Chunks one direction may move before others have their turn.
 const TURN: usize = 16;
 
@@ -137,7 +139,7 @@ impl StreamPipe {
         room: usize,
     ) -> Poll<io::Result<usize>> {
         space.clear();
-        if space.capacity() < CHUNK / 4 {
+        if space.capacity() < LEAST {
             space.reserve(CHUNK);
         }
         let read = {

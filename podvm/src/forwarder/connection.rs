@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use nix::sys::socket::{setsockopt, sockopt};
+use peerpod_tunnel::link::ahead::Ahead;
 use peerpod_tunnel::link::strangers::Place;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -29,8 +30,6 @@ use super::{PLACES, Shared, session};
 
 /// Time for a handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// What TLS reads from the socket at once, in bytes; on its own it asks for 4 KiB.
-const SOCKET_READ: usize = 64 << 10;
 /// How long answers may still come once the worker sends no more.
 const AFTERMATH: Duration = Duration::from_secs(5);
 /// How long a connection must be silent to be closed when the process stops.
@@ -67,7 +66,7 @@ pub(super) async fn serve(
     if let Err(error) = tune(&tcp) {
         tracing::debug!(%peer, "socket options: {error}");
     }
-    let stream = BufReader::with_capacity(SOCKET_READ, tcp);
+    let stream = Ahead::new(tcp);
     let Some(acceptor) = &shared.tls else {
         let Some(_permit) = known(place, peer, shared) else { return };
         return Box::pin(forward(stream, peer, shared, stop, shared.frame_stall)).await;

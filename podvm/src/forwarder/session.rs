@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use peerpod_tunnel::link::ahead::Ahead;
 use peerpod_tunnel::link::session::{ALPN, Ended, LONGEST_KEEP, Owner, Served, Stream};
-use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Shared, connection};
 
-type Connection = TlsStream<BufReader<TcpStream>>;
+type Connection = TlsStream<Ahead<TcpStream>>;
 
 /// Whether the worker has offered a session.
 pub(super) fn is_chosen(connection: &Connection) -> bool {

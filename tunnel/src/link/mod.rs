@@ -7,6 +7,7 @@
 //!                        └ frames of `session` (ALPN peerpod-link/1): goes on after a break
 //! ```
 
+pub mod ahead;
 pub mod call;
 pub mod frame;
 pub mod gate;

@@ -66,8 +66,12 @@ pub const WINDOW: usize = 1 << 20;
 pub const FLOOR: usize = 32 << 10;
 /// Unacknowledged bytes of all streams of a session and direction, but for the floors.
 pub const POOL: usize = 8 << 20;
-/// Bytes taken that are acknowledged at once; fewer go with the next frame.
-pub const ACK_EVERY: usize = 16 << 10;
+/// Bytes taken that are acknowledged at once; fewer go with the next frame. A call and its answer are
+/// mostly shorter, and need no packet of their own for it.
+pub const ACK_EVERY: usize = 64 << 10;
+/// The same once so much of all streams is unacknowledged that the other side may be down to the
+/// floors: [`POOL`] / 2.
+pub const ACK_TIGHT: usize = FLOOR / 2;
 /// How much is read from the connection at once.
 pub const READ: usize = 64 << 10;
 

@@ -8,6 +8,7 @@ use super::control::{self, Message};
 use super::flow::Flow;
 use super::frame::{Head, Refusal, Type, Violation};
 use super::machine::{CONTROL, Event, Machine, Over, Side};
+use super::users::TIGHT;
 use super::{FLOOR, HEAD, MAX_STREAMS, POOL, WINDOW};
 
 /// Frames that wait to be written, beyond which nothing more is read.
@@ -140,6 +141,7 @@ impl Machine {
     fn bytes(&mut self, id: u32, piece: Bytes) -> Result<(), Violation> {
         let Some(flow) = self.streams.get_mut(&id) else { return Ok(()) };
         let length = piece.len();
+        let before = self.held;
         self.held += length as u64;
         flow.inn.queue.push(piece);
         if flow.released {
@@ -148,6 +150,9 @@ impl Machine {
             self.messages()?;
         } else if self.events.back() != Some(&Event::Readable(id)) {
             self.events.push_back(Event::Readable(id));
+        }
+        if before < TIGHT && self.held >= TIGHT {
+            self.hurry();
         }
         Ok(())
     }

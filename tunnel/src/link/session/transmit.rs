@@ -85,7 +85,10 @@ impl Machine {
         }
         if !burst.is_empty() {
             for id in std::mem::take(&mut self.lazy) {
-                self.say_taken(id, burst);
+                // It may have been said meanwhile, with the stream's turn.
+                if self.streams.get(&id).is_some_and(|flow| flow.lazy) {
+                    self.say_taken(id, burst);
+                }
             }
         }
     }

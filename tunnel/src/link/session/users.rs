@@ -6,7 +6,10 @@ use super::control::{Closing, Message};
 use super::flow::Flow;
 use super::frame::{Head, Type};
 use super::machine::{CONTROL, Event, Machine, Over, Side};
-use super::{ACK_EVERY, FLOOR, MAX_STREAMS, POOL, WINDOW};
+use super::{ACK_EVERY, ACK_TIGHT, FLOOR, MAX_STREAMS, POOL, WINDOW};
+
+/// From so many unacknowledged bytes on, acknowledgements are not put off.
+pub(super) const TIGHT: u64 = POOL as u64 / 2;
 
 /// What a stream has for its user.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,12 +118,24 @@ impl Machine {
     pub(super) fn unsaid(&mut self, id: u32) {
         let Some(flow) = self.streams.get_mut(&id) else { return };
         let unsaid = flow.inn.taken().saturating_sub(flow.inn.acked);
-        if unsaid >= ACK_EVERY as u64 || flow.inn.fin_taken {
+        let much = if self.held < TIGHT { ACK_EVERY } else { ACK_TIGHT };
+        if unsaid >= much as u64 || flow.inn.fin_taken {
             flow.ack_due = true;
             self.queue(id);
         } else if !flow.lazy {
             flow.lazy = true;
             self.lazy.push(id);
+        }
+    }
+
+    /// What was put off is said now: the other side may have no room left because of it.
+    pub(super) fn hurry(&mut self) {
+        // With the first one all go.
+        if let Some(id) = self.lazy.first().copied() {
+            if let Some(flow) = self.streams.get_mut(&id) {
+                flow.ack_due = true;
+            }
+            self.queue(id);
         }
     }
 

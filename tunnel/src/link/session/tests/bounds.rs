@@ -39,6 +39,26 @@ fn a_user_that_does_not_read_fills_a_window_and_no_more() {
 }
 
 #[test]
+fn what_was_taken_is_said_without_company_once_room_is_short() {
+    let (mut worker, mut vm) = pair();
+    let id = worker.open().expect("open");
+    worker.push(id, vec![1; FLOOR].into());
+    tell(&mut worker, &mut vm).expect("in order");
+    vm.took(id, FLOOR);
+    assert!(!vm.wants_to_say(), "so little goes with the next frame");
+    // Others that nobody reads, until half of the pool is used up.
+    for _ in 0..POOL / 2 / WINDOW {
+        let other = worker.open().expect("open");
+        worker.push(other, vec![2; WINDOW].into());
+    }
+    tell(&mut worker, &mut vm).expect("in order");
+    assert!(vm.wants_to_say(), "it was put off all the same");
+    tell(&mut vm, &mut worker).expect("in order");
+    assert_eq!(worker.memory(), POOL / 2, "and now it is said");
+    assert!(!vm.wants_to_say(), "once");
+}
+
+#[test]
 fn streams_that_are_not_read_leave_every_other_stream_its_floor() {
     let (mut worker, mut vm) = pair();
     for _ in 0..POOL / WINDOW + 3 {
