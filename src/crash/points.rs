@@ -154,6 +154,8 @@ points! {
     GuardAllowAfter "guard-allow.after" "C12" Node "a VM's address is let in";
     DeviceMakeBefore "device-make.before" "C12" Node "the VXLAN device is about to be made";
     DeviceMakeAfter "device-make.after" "C12" Node "the VXLAN device is in the pod's namespace";
+    DeviceMarkBefore "device-mark.before" "C12" Node "the device is about to get its owner's mark";
+    DeviceMarkAfter "device-mark.after" "C12" Node "the device has its owner's mark";
     DeviceMtuBefore "device-mtu.before" "C12" Node "the device's MTU is about to be set";
     DeviceMtuAfter "device-mtu.after" "C12" Node "the device's MTU is set";
     PinSetBefore "pin-set.before" "C12" Node "filter and forwarding are about to be made";

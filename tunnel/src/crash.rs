@@ -8,6 +8,8 @@ pub const POINTS: &[&str] = &[
     "guard-allow.after",
     "device-make.before",
     "device-make.after",
+    "device-mark.before",
+    "device-mark.after",
     "device-mtu.before",
     "device-mtu.after",
     "pin-set.before",

@@ -539,8 +539,8 @@ fn what_a_killed_attach_has_left_is_replaced() {
     let inside = (&lab.pod, &pod);
     type Leave<'a> = (&'a str, &'a dyn Fn() -> Io);
     let cases: [Leave<'_>; 3] = [
-        ("not marked yet", &|| worker.add_vxlan_in(inside, "vxlan1", vxlan, "")),
-        ("not named yet", &|| worker.add_vxlan_in(inside, "ppvx600010", vxlan, "")),
+        ("not marked yet", &|| worker.add_vxlan_in(inside, "vxlan1", vxlan)),
+        ("not named yet", &|| worker.add_vxlan_in(inside, "ppvx600010", vxlan)),
         ("of an earlier version", &|| {
             worker.add_link(&NewLink::Vxlan { name: "ppvx600010", vxlan, alias: mark })
         }),

@@ -129,7 +129,7 @@ impl Way {
         let program = quiet()?;
         let inside = program.handle()?;
         let vxlan = Vxlan { vni: VNI, remote: WORKER, port: PORT };
-        vm.handle()?.add_vxlan_in((&program, &inside), "eth0", vxlan, "rival")?;
+        vm.handle()?.add_vxlan_in((&program, &inside), "eth0", vxlan)?;
         inside.set_mac("eth0", MAC)?;
         inside.set_mtu("eth0", underlay.mtu.min(RIVALS_MTU))?;
         inside.add_address("eth0", pod_address()?)?;

@@ -133,8 +133,9 @@ impl Handle {
         Ok(())
     }
 
-    /// Makes a VXLAN link in another namespace, which is given with a handle on it, down; its packets
-    /// leave and arrive here. It is never moved: a move waits for the kernel's readers, some 20 ms.
+    /// Makes a VXLAN link in another namespace, which is given with a handle on it, down and without a
+    /// mark; its packets leave and arrive here. It is never moved: a move waits for the kernel's
+    /// readers, some 20 ms.
     ///
     /// # Errors
     /// `is_exists` when the name is taken there, or the (VNI, port) here.
@@ -143,16 +144,14 @@ impl Handle {
         (netns, there): (&Netns, &Handle),
         name: &str,
         vxlan: Vxlan,
-        alias: &str,
     ) -> Result<(), Error> {
         match self.add_in(netns, name, vxlan) {
             // Kernels before 6.15 refuse a name that is taken here, although it is free there.
             Err(e) if e.is_exists() && self.link(name).is_ok() => {
-                self.add_in_by_another_name((netns, there), name, vxlan)?;
+                self.add_in_by_another_name((netns, there), name, vxlan)
             }
-            other => other?,
+            other => other,
         }
-        there.set_alias(name, alias)
     }
 
     fn add_in(&self, netns: &Netns, name: &str, vxlan: Vxlan) -> Result<(), Error> {

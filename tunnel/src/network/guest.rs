@@ -140,7 +140,8 @@ fn build(
     allow_worker((guest.port, guest.vni), underlay.worker)?;
     let handle = Handle::here()?;
     let vxlan = Vxlan { vni: guest.vni, remote: underlay.worker, port: guest.port };
-    handle.add_vxlan_in(podns, &guest.interface, vxlan, &mark(OWNER))?;
+    handle.add_vxlan_in(podns, &guest.interface, vxlan)?;
+    podns.1.set_alias(&guest.interface, &mark(OWNER))?;
     configure(guest, podns.1, mtu)
 }
 

@@ -133,7 +133,7 @@ impl Tunnel {
     }
 
     /// The pod's namespace, if it is still the one that was inspected.
-    fn open(&self) -> Result<Netns, TunnelError> {
+    pub(super) fn open(&self) -> Result<Netns, TunnelError> {
         let netns = Netns::open(&self.netns).map_err(|e| self.netns_error(e))?;
         match netns.id() {
             Ok(id) if id == self.netns_id => Ok(netns),
@@ -203,8 +203,7 @@ fn make_device(
         let gone = handle.delete_link(&tunnel.transit());
         gone.map_err(tunnel.step("remove an earlier device"))?;
     }
-    let mark = mark(&tunnel.sandbox);
-    match step!("device-make", host.add_vxlan_in((netns, pod), DEVICE, tunnel.vxlan(), &mark)) {
+    match step!("device-make", host.add_vxlan_in((netns, pod), DEVICE, tunnel.vxlan())) {
         // No device of that name is in the namespace, so it is the VNI that is taken.
         Err(e) if e.is_exists() => {
             return Err(TunnelError::VniTaken {
@@ -215,6 +214,8 @@ fn make_device(
         }
         other => other.map_err(tunnel.step("make the VXLAN device"))?,
     }
+    step!("device-mark", pod.set_alias(DEVICE, &mark(&tunnel.sandbox)))
+        .map_err(tunnel.step("mark the VXLAN device"))?;
     step!("device-mtu", pod.set_mtu(DEVICE, tunnel.mtu)).map_err(tunnel.step("set the MTU"))
 }
 
