@@ -33,7 +33,7 @@ use crate::plan::PlanRules;
 use crate::pod::record::Disk;
 use crate::pod::world::{Chance, Host, Seen, Tcp, WallClock, World};
 use crate::pods::{Options, Pods};
-use crate::relay::{Control, Event, RelayClient};
+use crate::relay::{Control, Event, RelayClient, raise_files};
 use crate::request::RequestRules;
 use crate::shutdown::Shutdown;
 
@@ -44,6 +44,10 @@ const EVENTS: usize = 1024;
 pub(super) async fn run(settings: Settings, held: String, program: &Path) -> anyhow::Result<()> {
     let shutdown = Shutdown::new();
     shutdown.on_signals().context("install signal handlers")?;
+    // A pod takes two: its agent's connection, and the watch on its filter.
+    if let Err(error) = raise_files() {
+        tracing::info!(%error, "the number of descriptors stays as it is");
+    }
     let state = open_state(&settings).await?;
     let listener = admin::bind(settings.process.probe_port).await?;
     let node = Node::new(settings, held, state, shutdown.clone());
@@ -260,7 +264,7 @@ impl Node {
             host_interface: tunnel.host_interface.clone(),
             pod_subnet_cidrs: tunnel.pod_subnets.clone(),
         };
-        Host { inspect, policy: tunnel.policy.clone(), seen: self.live.tunnels.clone() }
+        Host::new(inspect, tunnel.policy.clone(), self.live.tunnels.clone())
     }
 
     /// Opens the keys. Nothing damaged is replaced.

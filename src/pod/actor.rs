@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use peerpod_providers::{Vm, VmName};
 use tokio::sync::watch;
-use tokio::time::{Instant, interval_at, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::Common;
 use super::desk::{Command, Desk, End, Heard, Held};
@@ -29,9 +29,6 @@ use crate::request::PodRequest;
 
 /// A StopVM is answered after that time, whatever hangs; the Rust shim waits for one second.
 const LOCAL: Duration = Duration::from_millis(700);
-/// Between looks at a running pod's tunnel: a rule that somebody has altered would let others in, and
-/// nothing else would tell. (Where all of a filter is missing, nothing passes.)
-const VERIFY: Duration = Duration::from_secs(30);
 
 /// Why a start has failed by itself.
 const START: &str = "start";
@@ -184,14 +181,13 @@ impl Actor {
         let taken_up = pulse.is_none();
         let alive = liveness::watch(life, pulse, &hints);
         tokio::pin!(alive);
-        let (mut mend, mut link) = (Slow::none(), Slow::none());
-        let mut verify = interval_at(Instant::now() + VERIFY, VERIFY);
-        if taken_up {
-            mend.begin(async {
+        let (mut tunnel, mut link) = (Slow::none(), Slow::none());
+        tunnel.begin(async {
+            if taken_up {
                 wipe(life).await;
-                resume::tunnel(life, vm).await;
-            });
-        }
+            }
+            resume::keep(life, vm).await;
+        });
         loop {
             let heard = tokio::select! {
                 biased;
@@ -199,11 +195,7 @@ impl Actor {
                 reason = &mut alive => {
                     return Next::End(End::new("vm", FailureKind::Unavailable, reason));
                 }
-                () = mend.done() => continue,
-                _ = verify.tick() => {
-                    mend.begin(resume::tunnel(life, vm));
-                    continue;
-                }
+                () = tunnel.done() => continue,
                 () = link.done() => continue,
             };
             match heard {

@@ -110,11 +110,39 @@ pub trait Network: Send + Sync + Debug {
     /// When the kernel does not tell.
     async fn verify(&self, tunnel: &Tunnel) -> Result<Vec<String>, NetworkError>;
 
+    /// Notices from now on when somebody else changes a filter of the tunnel. Without that, looking
+    /// from time to time has to do.
+    ///
+    /// # Errors
+    /// When the namespace has gone or the kernel does not tell.
+    async fn watch(&self, tunnel: &Tunnel) -> Result<Box<dyn Watch>, NetworkError> {
+        let _ = tunnel;
+        Ok(Box::new(Quiet))
+    }
+
     /// Takes away what carries our mark but none of the `known` sandboxes'; returns it in words.
     ///
     /// # Errors
     /// When the kernel does not tell, or keeps something.
     async fn clear_leftovers(&self, known: &BTreeSet<String>) -> Result<Vec<String>, NetworkError>;
+}
+
+/// Notices changes.
+#[async_trait]
+pub trait Watch: Send + Debug {
+    /// Ends when something was changed since the watch began.
+    async fn altered(&mut self);
+}
+
+/// Notices nothing.
+#[derive(Debug)]
+struct Quiet;
+
+#[async_trait]
+impl Watch for Quiet {
+    async fn altered(&mut self) {
+        std::future::pending().await
+    }
 }
 
 /// What the kernel's network refuses.
@@ -132,6 +160,9 @@ pub enum NetworkError {
     /// Clearing what was left over.
     #[error("left-over network objects: {0}")]
     Leftovers(String),
+    /// Noticing changes of filters.
+    #[error("watch for changes of filters: {0}")]
+    Watch(#[source] std::io::Error),
     /// The call was given up, as the process ends.
     #[error("{0}: given up, as the process ends")]
     Ended(&'static str),

@@ -61,7 +61,7 @@ pub use api::{Control, ControlError, Event, Held, Payload, Totals};
 pub use client::RelayClient;
 pub use handover::TakeError;
 pub use sockets::{MAX_PATH, SocketError};
-pub use survival::take as survive;
+pub use survival::{raise_files, take as survive};
 
 use crate::shutdown::Tracker;
 use handover::{Inherited, Kins, Sockets, Stayed, stay, take_over};

@@ -26,7 +26,11 @@ fn report(what: &'static str, done: std::io::Result<()>) {
     }
 }
 
-fn raise_files() -> std::io::Result<()> {
+/// As many descriptors as the hard limit allows; the usual 1024 are too few for 1000 pods.
+///
+/// # Errors
+/// When the system does not allow it.
+pub fn raise_files() -> std::io::Result<()> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }

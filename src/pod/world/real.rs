@@ -1,5 +1,7 @@
 //! The real parts of the world that belong to no crate of their own.
 
+mod watch;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -17,7 +19,10 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::{Clock, Door, Guest, Network, NetworkError, Planner, Pulse, Random, Stage, Unready};
+use self::watch::Watches;
+use super::{
+    Clock, Door, Guest, Network, NetworkError, Planner, Pulse, Random, Stage, Unready, Watch,
+};
 use crate::hypervisor::{Failure, FailureKind};
 use crate::pki::Pki;
 use crate::plan::{self, Plan, PlanInput, PlanRules};
@@ -29,11 +34,19 @@ use crate::request::{self, PodRequest, RequestRules};
 #[derive(Clone, Debug, Default)]
 pub struct Host {
     /// What an inspection is told.
-    pub inspect: InspectSettings,
+    inspect: InspectSettings,
     /// What pods may do.
-    pub policy: Policy,
+    policy: Policy,
     /// What the last looks at the tunnels have counted.
-    pub seen: Seen,
+    seen: Seen,
+    watches: Watches,
+}
+
+impl Host {
+    /// The kernel as it is to be read and what pods may do; `seen` is told what tunnels count.
+    pub fn new(inspect: InspectSettings, policy: Policy, seen: Seen) -> Self {
+        Self { inspect, policy, seen, watches: Watches::default() }
+    }
 }
 
 /// What tunnels have carried and dropped, by sandbox, as of the last look at each. Clones share it.
@@ -95,6 +108,10 @@ impl Network for Host {
             self.seen.keep(&sandbox, counters);
         }
         Ok(wrong)
+    }
+
+    async fn watch(&self, tunnel: &Tunnel) -> Result<Box<dyn Watch>, NetworkError> {
+        self.watches.begin(tunnel).await
     }
 
     async fn clear_leftovers(&self, known: &BTreeSet<String>) -> Result<Vec<String>, NetworkError> {

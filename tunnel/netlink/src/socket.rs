@@ -121,6 +121,11 @@ pub(crate) fn take(
 pub(crate) fn open(protocol: isize) -> Result<Socket, Error> {
     let mut socket = Socket::new(protocol).map_err(Error::Socket)?;
     socket.bind_auto().map_err(Error::Socket)?;
+    joined(socket)
+}
+
+/// Speaks with the kernel alone from now on.
+pub(crate) fn joined(socket: Socket) -> Result<Socket, Error> {
     socket.connect(&SocketAddr::new(0, 0)).map_err(Error::Socket)?;
     // Both only make answers shorter and clearer; an old kernel that lacks them still answers.
     let _ = socket.set_ext_ack(true);
@@ -154,6 +159,11 @@ pub(crate) fn type_of(message: &[u8]) -> u16 {
 
 pub(crate) fn sequence_of(message: &[u8]) -> u32 {
     message.get(8..12).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+}
+
+/// Number of the socket that asked for what is told.
+pub(crate) fn sender_of(message: &[u8]) -> u32 {
+    message.get(12..16).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
 /// The code of an error or acknowledgement message: 0 or a negative error number.

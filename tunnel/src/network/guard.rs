@@ -22,7 +22,7 @@ use peerpod_netlink::nft::{
     Batch, Chain, Committed, Counter, Family, Hook, Nft, Set, Table, Whole,
 };
 
-const TABLE: Table<'static> = Table { family: Family::Inet, name: "peerpod" };
+pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "peerpod" };
 const VNIS: &str = "vnis";
 const VMS4: &str = "vms4";
 const VMS6: &str = "vms6";

@@ -16,6 +16,7 @@ mod inspect;
 mod pin;
 mod policy;
 mod vni;
+mod watch;
 mod worker;
 
 use std::net::IpAddr;
@@ -29,6 +30,7 @@ pub use inspect::{InspectError, InspectSettings, inspect};
 pub use pin::REASONS;
 pub use policy::{Liberty, METADATA, Policy};
 pub use vni::{MAX_VNI, VniError, kernel_vnis, pick_vni};
+pub use watch::Watch;
 pub use worker::{
     Counters, Leftover, Look, TunnelError, attach, counters, detach, leftovers, remove_leftover,
     verify,

@@ -20,7 +20,7 @@ use peerpod_netlink::nft::{Batch, Committed, Counter, Family, Found, Nft, Table}
 
 use super::{Policy, Tunnel};
 
-const TABLE: Table<'static> = Table { family: Family::Netdev, name: "peerpod" };
+pub(super) const TABLE: Table<'static> = Table { family: Family::Netdev, name: "peerpod" };
 
 /// Why frames of the VM are dropped, and what that means.
 pub const REASONS: [(&str, &str); 7] = [

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use peerpod_standin::lab::forge::{Opened, Victim, dropped, send};
-use peerpod_standin::lab::{blocking, wait_for};
+use peerpod_standin::lab::{Daemon, blocking, wait_for};
 
 use crate::world::World;
 
@@ -31,10 +31,11 @@ pub(super) async fn run(world: &mut World) -> anyhow::Result<String> {
     };
     wait_for("the filter to count the forged frame", PATIENCE, counted).await?;
     world.timeline.of(&pod.name, "a forged frame from a third address: dropped and counted");
+    let node = world.daemon.as_ref().and_then(Daemon::node_pid).context("no node process")?;
     let control = blocking(move || {
         // What was counted as dropped must not have arrived as well.
         ensure!(!victim.hears(Duration::from_millis(50))?, "the forged frame arrived");
-        let opened = Opened::open(&network, &net)?;
+        let opened = Opened::open(&network, &net, node)?;
         let sent = send(&network, &net).and_then(|()| victim.hears(PATIENCE));
         opened.close(&network).context("put the filter back")?;
         ensure!(sent?, "without the filter the forged frame should arrive: the control fails");

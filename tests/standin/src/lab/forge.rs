@@ -8,6 +8,8 @@ use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use peerpod_netlink::nft::{Batch, Counter, Family, Nft, Table};
 use peerpod_netlink::{Error, Handle, Vxlan};
 
@@ -112,18 +114,31 @@ pub fn dropped(network: &Network) -> Result<Counter, Error> {
 }
 
 /// The pod's tunnel with a filter that lets the third address in as well, until [`Opened::close`].
-/// (With no filter at all, the daemon's other table lets nothing pass.)
+/// (With no filter at all, the daemon's other table lets nothing pass.) The daemon, which would put it
+/// back at once, is held meanwhile.
 #[derive(Debug)]
 pub struct Opened {
     key: Vec<u8>,
+    _held: Held,
+}
+
+/// A process that stands still as long as this lives.
+#[derive(Debug)]
+struct Held(Pid);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // One that has gone needs nothing.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
 }
 
 impl Opened {
-    /// Opens the filter of the pod's tunnel.
+    /// Opens the filter of the pod's tunnel, and holds `node`.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn open(network: &Network, pod: &PodNet) -> anyhow::Result<Self> {
+    pub fn open(network: &Network, pod: &PodNet, node: i32) -> anyhow::Result<Self> {
         let vxlan = tunnel(pod)?;
         // Port, VNI and address, each in 4 bytes of its own.
         let mut key = vxlan.port.to_be_bytes().to_vec();
@@ -131,20 +146,20 @@ impl Opened {
         key.extend(&vxlan.vni.to_be_bytes()[1..]);
         key.push(0);
         key.extend(STRANGER.octets());
+        let node = Pid::from_raw(node);
+        kill(node, Signal::SIGSTOP).context("hold the node process")?;
+        let held = Held(node);
         let batch = Batch::new().element(TABLE, SPEAKERS, &key, "test");
         network.worker().run(|| batch.send("open the source filter"))?;
-        Ok(Self { key })
+        Ok(Self { key, _held: held })
     }
 
-    /// Puts the filter back as it was; that the daemon has already done so is success.
+    /// Puts the filter back as it was.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn close(self, network: &Network) -> Result<(), Error> {
         let batch = Batch::new().delete_element(TABLE, SPEAKERS, &self.key);
-        match network.worker().run(|| batch.send("close the source filter")) {
-            Err(e) if !e.is_absent() => Err(e),
-            _ => Ok(()),
-        }
+        network.worker().run(|| batch.send("close the source filter"))
     }
 }

@@ -3,10 +3,10 @@
 use std::io;
 
 use netlink_sys::Socket;
-use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::attribute::Attributes;
 use super::expression::Rule;
+use super::watch::socket_of_ours;
 use crate::Error;
 use crate::socket::{self, error_code, extended_ack, messages, sequence_of};
 
@@ -233,13 +233,12 @@ impl Batch {
     ///
     /// # Errors
     /// As [`Batch::send`].
-    pub fn commit(mut self, operation: &str) -> Result<Committed, Error> {
-        self.mark(0x11);
-        let socket = socket::open(NETLINK_NETFILTER)?;
-        let sent = socket.send(&self.bytes, 0);
+    pub fn commit(self, operation: &str) -> Result<Committed, Error> {
+        // Each message but the first mark is acknowledged, in order.
+        let wanted = self.count - 1;
+        let socket = socket_of_ours()?;
+        let sent = socket.send(&self.finished(), 0);
         sent.map_err(|e| socket::kernel(operation, e, None))?;
-        // Each message but the two marks is acknowledged, in order.
-        let wanted = self.count - 2;
         let mut seen = 0;
         while seen < wanted {
             let (bytes, _) = socket.recv_from_full().map_err(Error::Socket)?;
@@ -256,6 +255,12 @@ impl Batch {
             }
         }
         Ok(Committed { _socket: socket })
+    }
+
+    /// As it is sent.
+    pub(super) fn finished(mut self) -> Vec<u8> {
+        self.mark(0x11);
+        self.bytes
     }
 
     fn mark(&mut self, kind: u16) {

@@ -9,8 +9,10 @@ pub(crate) mod attribute;
 mod batch;
 pub(crate) mod dump;
 pub mod expression;
+mod watch;
 pub(crate) mod whole;
 
 pub use batch::{Batch, Chain, Committed, Family, Hook, Set, Table};
 pub use dump::{Counter, Nft};
+pub use watch::Watch;
 pub use whole::{Found, Whole};
