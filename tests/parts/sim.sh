@@ -1,12 +1,12 @@
-# part: sim           the daemon in a simulated world: 1,000 seeds, and planted faults that must be found
+# part: sim           the daemon in a simulated world: 1,000 seeds, its crash points, and planted faults that must be found
 # 1,000 seeds find nothing in the tree as it is; in a copy of it each patch under tests/sim/faults is found.
 # tests/sim/README.md says how. PEERPODD_SIM_SEEDS is how many.
 sim_seeds=${PEERPODD_SIM_SEEDS:-1000}
 
-# Runs the simulation: a label for the results, then its arguments.
+# Runs the simulation: a label for the results, then its arguments. With $sim_features of its own.
 sim_run() {
     local label=$1; shift
-    if cargo run --quiet -p peerpod-sim -- "$@" >"$out/sim-$label.log" 2>&1; then
+    if cargo run --quiet -p peerpod-sim ${sim_features:+--features $sim_features} -- "$@" >"$out/sim-$label.log" 2>&1; then
         count ok "sim $label"; echo "ok      sim $label: $(tail -n 1 "$out/sim-$label.log")"
         printf 'sim\t%s\tok\n' "$label" >>"$results"
     else
@@ -57,11 +57,14 @@ sim_faults() {
 part_sim() {
     cargo_test sim -p peerpod-sim
     sim_run seeds --seeds "$sim_seeds"
+    # A death at each point of the daemon's world, and 200 pairs of them.
+    sim_features=crash-points sim_run points --points 200
     sim_faults
 }
 
-# 10,000 seeds, and every pair of points at which the daemon can die.
+# 10,000 seeds, every pair of the daemon's own crash points, and of the points of the simulation's parts.
 deep_sim() {
     sim_run deep-seeds --seeds 10000
+    sim_features=crash-points sim_run deep-points --points 0 --pairs
     sim_run deep-pairs --pairs
 }

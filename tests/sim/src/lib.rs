@@ -5,6 +5,7 @@ mod chaos;
 mod check;
 mod cloud;
 mod core;
+mod deaths;
 mod dice;
 mod disk;
 mod guest;
@@ -19,6 +20,7 @@ mod shrink;
 mod site;
 
 pub use crate::core::Breach;
+pub use deaths::Lives;
 pub use dice::{Choice, Fault};
 pub use run::{Outcome, Plan, run};
 pub use shrink::{command, shrink};

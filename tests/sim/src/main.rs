@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use clap::Parser;
-use peerpod_sim::{Choice, Fault, Outcome, Plan, command, run, shrink};
+use peerpod_sim::{Choice, Fault, Lives, Outcome, Plan, command, run, shrink};
 
 /// Runs the daemon in a simulated world.
 #[derive(Debug, Parser)]
@@ -34,9 +34,13 @@ struct Options {
     /// The daemon dies at these points, one after the other.
     #[arg(long, value_delimiter = ',')]
     die: Vec<String>,
-    /// Every pair of points at which the daemon can die.
+    /// Every point and every pair of points at which the daemon can die, those of the simulation's
+    /// parts and (built with `crash-points`) the daemon's own.
     #[arg(long)]
     pairs: bool,
+    /// Every one of the daemon's own points, and so many of their pairs (with `--pairs` all).
+    #[arg(long)]
+    points: Option<usize>,
     /// Runs at a time.
     #[arg(long)]
     jobs: Option<usize>,
@@ -61,14 +65,41 @@ fn main() -> anyhow::Result<ExitCode> {
         without: options.without.iter().cloned().collect(),
     };
     let plan = |seed| Plan { seed, choice: choice.clone(), deaths: options.die.clone() };
+    if let Some(pairs) = options.points {
+        return points(&options, pairs);
+    }
     if options.pairs {
-        return pairs(&options);
+        return self::pairs(&options);
     }
     let plans: Vec<Plan> = match options.seed {
         Some(seed) => vec![plan(seed)],
         None => (options.from..options.from + options.seeds).map(plan).collect(),
     };
-    campaign(&options, &plans, "seeds")
+    Ok(campaign(&options, &plans, "seeds")?.verdict())
+}
+
+/// A death at each of the daemon's own points, and `drawn` pairs of deaths or all.
+fn points(options: &Options, drawn: usize) -> anyhow::Result<ExitCode> {
+    let seed = options.seed.unwrap_or(1);
+    let lives = Lives::explore(seed)?;
+    let missing = lives.missing();
+    if !missing.is_empty() {
+        anyhow::bail!("no life comes by these points: {}", missing.join(", "));
+    }
+    let (plans, mut pairs) = (lives.singles(), lives.pairs());
+    anyhow::ensure!(!plans.is_empty(), "there are no points: build with `--features crash-points`");
+    println!("{} points, {} pairs", plans.len(), pairs.len());
+    if !options.pairs {
+        // Spread over all of them, by a step that shares no factor with their number.
+        let (all, step) = (pairs.len(), 1_000_003);
+        let first = usize::try_from(options.from)?;
+        let chosen = (0..drawn.min(all)).map(|n| pairs[(n * step + first) % all].clone());
+        pairs = chosen.collect();
+    }
+    let singles = campaign(options, &plans, "deaths")?;
+    anyhow::ensure!(singles.left == 0, "a life that came by a point did not come by it again");
+    let pairs = campaign(options, &pairs, "pairs of deaths")?;
+    Ok(if singles.failed.is_empty() { pairs.verdict() } else { singles.verdict() })
 }
 
 /// Each death, and then each death of the successor.
@@ -85,7 +116,7 @@ fn pairs(options: &Options) -> anyhow::Result<ExitCode> {
     let pairs = points.iter().flat_map(|a| points.iter().map(move |b| vec![a.clone(), b.clone()]));
     let plans: Vec<Plan> = pairs.map(calm).collect();
     println!("{} points, {} pairs", points.len(), plans.len());
-    campaign(options, &plans, "pairs")
+    Ok(campaign(options, &plans, "pairs")?.verdict())
 }
 
 /// What all runs had, together.
@@ -99,7 +130,13 @@ struct Sum {
     digest: u64,
 }
 
-fn campaign(options: &Options, plans: &[Plan], what: &str) -> anyhow::Result<ExitCode> {
+impl Sum {
+    fn verdict(&self) -> ExitCode {
+        if self.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+fn campaign(options: &Options, plans: &[Plan], what: &str) -> anyhow::Result<Sum> {
     let begin = Instant::now();
     let (next, done) = (AtomicUsize::new(0), AtomicU64::new(0));
     let sum = Mutex::new(Sum::default());
@@ -147,7 +184,7 @@ fn campaign(options: &Options, plans: &[Plan], what: &str) -> anyhow::Result<Exi
     if let [plan] = plans {
         println!("seed {}: trace {:016x}", plan.seed, sum.digest);
     }
-    Ok(if sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(sum)
 }
 
 fn add(sum: &mut Sum, plan: &Plan, outcome: &Outcome) -> bool {

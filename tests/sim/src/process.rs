@@ -107,6 +107,18 @@ impl Process {
         }
     }
 
+    /// One of the daemon's own crash points: it dies there if that is planned and never by chance, so
+    /// that a seed is the same whether a build has those points or not.
+    #[cfg(feature = "crash-points")]
+    async fn pass(&self, point: &str) {
+        if !self.is_dead() && self.points.is_due(point) {
+            self.die(point);
+        }
+        if self.is_dead() {
+            pending::<()>().await;
+        }
+    }
+
     /// The same where waiting is not possible; whether it is dead now.
     pub(crate) fn dies_at(&self, point: &str, fault: Fault) -> bool {
         if self.is_dead() {
@@ -116,5 +128,13 @@ impl Process {
             self.die(point);
         }
         self.is_dead()
+    }
+}
+
+#[cfg(feature = "crash-points")]
+#[async_trait::async_trait]
+impl peerpodd::crash::Crash for Process {
+    async fn reach(&self, point: peerpodd::crash::Point) {
+        self.pass(&format!("{}{point}", crate::deaths::PREFIX)).await;
     }
 }

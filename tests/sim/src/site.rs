@@ -121,9 +121,9 @@ impl Site {
             planner: Arc::new(Plans(Arc::clone(&process))),
             clock: Arc::new(Wall(Arc::clone(core))),
             random: Arc::new(Chance(Arc::clone(core))),
-            observer: Arc::new(Counts(process)),
             #[cfg(feature = "crash-points")]
-            crash: Arc::new(peerpodd::crash::Sigkill),
+            crash: Arc::clone(&process) as Arc<_>,
+            observer: Arc::new(Counts(process)),
         }
     }
 
