@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
     CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, RootCertStore,
@@ -190,21 +192,19 @@ impl ClientTls {
             .map_err(|_| TlsError::ServerName(self.server_name.clone()))
     }
 
-    fn verifier(
-        &self,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
-        match (self.skip_verify, self.ca_pem.is_empty()) {
-            (true, false) => Err(TlsError::SkipWithCa),
-            (true, true) => Ok(Arc::new(AcceptAny(provider.clone()))),
-            (false, true) => Err(TlsError::NoCa),
+    fn verifier(&self, provider: &Arc<CryptoProvider>) -> Result<Arc<Verifier>, TlsError> {
+        let chain = match (self.skip_verify, self.ca_pem.is_empty()) {
+            (true, false) => return Err(TlsError::SkipWithCa),
+            (true, true) => None,
+            (false, true) => return Err(TlsError::NoCa),
             (false, false) => {
                 let roots = Arc::new(anchors("CA certificate", &self.ca_pem)?);
-                let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
-                let verifier = verifier.build().map_err(|e| TlsError::Verifier(e.to_string()))?;
-                Ok(if self.any_time { Arc::new(AnyTime(verifier)) } else { verifier })
+                let chain = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
+                Some(chain.build().map_err(|e| TlsError::Verifier(e.to_string()))?)
             }
-        }
+        };
+        let algorithms = provider.signature_verification_algorithms;
+        Ok(Arc::new(Verifier { algorithms, chain, any_time: self.any_time }))
     }
 }
 
@@ -294,11 +294,17 @@ fn anchors(what: &'static str, pem: &str) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Everything counts but the time.
+/// How the VM's certificate is looked at. Whatever of it counts, the handshake must be signed by the key
+/// of the certificate shown.
 #[derive(Debug)]
-struct AnyTime(Arc<WebPkiServerVerifier>);
+struct Verifier {
+    algorithms: WebPkiSupportedAlgorithms,
+    /// Checks chain, name and time; `None` accepts any certificate.
+    chain: Option<Arc<WebPkiServerVerifier>>,
+    any_time: bool,
+}
 
-impl ServerCertVerifier for AnyTime {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -308,12 +314,17 @@ impl ServerCertVerifier for AnyTime {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         use CertificateError::{ExpiredContext, NotValidYetContext};
-        let at = |time| self.0.verify_server_cert(end_entity, intermediates, name, ocsp, time);
+        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        let at = |time| chain.verify_server_cert(end_entity, intermediates, name, ocsp, time);
         match at(now) {
-            Err(rustls::Error::InvalidCertificate(ExpiredContext { not_after, .. })) => {
+            Err(rustls::Error::InvalidCertificate(ExpiredContext { not_after, .. }))
+                if self.any_time =>
+            {
                 at(not_after)
             }
-            Err(rustls::Error::InvalidCertificate(NotValidYetContext { not_before, .. })) => {
+            Err(rustls::Error::InvalidCertificate(NotValidYetContext { not_before, .. }))
+                if self.any_time =>
+            {
                 at(not_before)
             }
             other => other,
@@ -326,7 +337,7 @@ impl ServerCertVerifier for AnyTime {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -335,51 +346,10 @@ impl ServerCertVerifier for AnyTime {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-}
-
-/// `tls-skip-verify`: the handshake must still be signed by the key of the certificate shown.
-#[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
