@@ -318,6 +318,48 @@ fn a_bridge_that_a_dying_daemon_left_goes_with_the_next_delete() {
     });
 }
 
+#[test]
+fn a_delete_that_stops_halfway_is_found_by_the_list_and_leaves_no_bridge() {
+    let test = "a_delete_that_stops_halfway_is_found_by_the_list_and_leaves_no_bridge";
+    lab(test, CIDR, &["192.0.2.1/24"], async |lab| {
+        let (provider, spec) = (lab.provider(), spec(1));
+        create(&provider, &spec).await;
+        // A mount point cannot be removed, wherever in the order it comes.
+        let held = lab.vm_dir(&spec).join("media/held");
+        std::fs::create_dir(&held).unwrap();
+        let mounted = Mounted::tmpfs(&held);
+        provider.delete(&ref_to(&spec)).await.unwrap_err();
+        // The daemon dies now, and no record of a pod names the VM.
+        let provider = lab.provider();
+        assert_eq!(running(&provider).await, [Some(false)], "a sweep finds it");
+        assert_eq!(links(), only(&["lo", "eth0"]), "the bridge waits for nobody");
+        drop(mounted);
+        delete(&provider, &spec).await;
+        // What dies at the very last step leaves a directory that tells nothing, not even of a VM.
+        let nobodys = lab.vm_dir(&spec);
+        std::fs::create_dir(&nobodys).unwrap();
+        delete(&provider, &self::spec(2)).await;
+        assert!(!nobodys.exists());
+        assert_eq!(running(&provider).await, []);
+    });
+}
+
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: &Path) -> Self {
+        let (none, flags) = (None::<&str>, nix::mount::MsFlags::empty());
+        nix::mount::mount(Some("tmpfs"), at, Some("tmpfs"), flags, none).unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        nix::mount::umount(&self.0).unwrap();
+    }
+}
+
 /// Shows cgroup v2 at its usual place to this thread; false if there is none to write to.
 fn unified_cgroup() -> bool {
     use nix::mount::{MsFlags, mount};

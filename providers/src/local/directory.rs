@@ -159,12 +159,18 @@ impl Directory {
         console.create(true).append(true).mode(0o600).open(self.path.join(CONSOLE))
     }
 
-    /// Takes it all away.
+    /// Takes it all away; last the record, by which a sweep finds what a daemon left that died here.
     pub(super) fn remove(self) -> io::Result<()> {
-        match std::fs::remove_dir_all(&self.path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
+        for entry in std::fs::read_dir(&self.path)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                std::fs::remove_dir_all(entry.path())?;
+            } else if entry.file_name() != VM {
+                std::fs::remove_file(entry.path())?;
+            }
         }
+        remove(&self.path.join(VM))?;
+        std::fs::remove_dir(&self.path)
     }
 }
 
@@ -210,6 +216,19 @@ pub(super) fn all(state_dir: &Path) -> io::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether there are directories besides `own`. Those without a record that nobody holds are what a
+/// delete left that died at its last step, and go.
+pub(super) fn others(state_dir: &Path, own: Option<&Path>) -> io::Result<bool> {
+    let mut others = false;
+    for path in all(state_dir)?.into_iter().filter(|path| Some(path.as_path()) != own) {
+        // One that is being made is locked, and so is one that is being removed.
+        let nobodys = !path.join(VM).try_exists()?
+            && matches!(try_lock(&path)?, Attempt::Locked(_lock) if std::fs::remove_dir_all(&path).is_ok());
+        others |= !nobodys;
+    }
+    Ok(others)
 }
 
 /// All records; directories that have none yet, or none any more, are nobody's.

@@ -245,14 +245,16 @@ impl Shared {
         self.tidy(Some(directory))
     }
 
-    /// Removes the last of a VM, and the bridge with the last VM.
+    /// Removes the last of a VM, and the bridge with the last VM. The bridge first: no one comes back to
+    /// a VM whose directory has gone, as a daemon that was killed in between would have to.
     fn tidy(&self, directory: Option<Directory>) -> Result<Deletion, Error> {
         let io = |e| io_error("delete", e);
         let _held = self.network.lock().unwrap_or_else(PoisonError::into_inner);
-        directory.map_or(Ok(()), Directory::remove).map_err(io)?;
-        if directory::all(&self.settings.state_dir).map_err(io)?.is_empty() {
+        let own = directory.as_ref().map(Directory::path);
+        if !directory::others(&self.settings.state_dir, own).map_err(io)? {
             network::remove_bridge().map_err(|e| network_error("delete", &e))?;
         }
+        directory.map_or(Ok(()), Directory::remove).map_err(io)?;
         Ok(Deletion::Gone)
     }
 
