@@ -155,6 +155,7 @@ async fn relay(settings: RelaySettings) -> anyhow::Result<()> {
         allowed_uid: nix::unistd::geteuid().as_raw(),
         build: cli::build(),
         linger: settings.linger,
+        stand_by: settings.stand_by,
         own_process: true,
     })
     .await?;

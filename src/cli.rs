@@ -26,7 +26,7 @@ const COMPATIBLE: &str = "cloud-api-adaptor";
 
 /// Version and commit, as processes tell each other.
 pub fn build() -> String {
-    format!("{VERSION} (commit {COMMIT})")
+    format!("{VERSION}{} (commit {COMMIT})", crate::next::NAME)
 }
 
 /// The processes that take settings.

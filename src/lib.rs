@@ -8,6 +8,7 @@ pub mod config;
 pub mod crash;
 pub mod hypervisor;
 pub mod metrics;
+mod next;
 pub mod pki;
 pub mod plan;
 pub mod pod;

@@ -3,17 +3,20 @@
 //! ```text
 //!   start ──relay lives? adopt it : start it──▶ relay up ──node lives? end it──▶ node up ──▶ watching
 //!   watching ──one ends──▶ that one is started anew after a pause; the other is not touched
-//!   watching ──SIGTERM──▶ node ends, then relay ──▶ 0        (a second signal: 1, at once)
-//!   watching ──node ends with 2──▶ relay ends, unless it was adopted ──▶ 2
+//!   watching ──SIGINT──▶ node ends, then relay ──▶ 0              (a second signal: 1, at once)
+//!   watching ──SIGTERM──▶ node ends, then relay, unless pods hang on it ──▶ 0
+//!   watching ──node ends with 2──▶ the same ──▶ 2
 //! ```
 //!
 //! Both are led in process groups of their own, so that a Ctrl-C in a terminal reaches only this
-//! process. Neither dies with it: if it is killed, the pods live on with the relay, and the next
-//! `run` adopts that relay by watching it. One of another build is replaced: ours takes over from it,
-//! and it ends with the last connection that cannot move. A node process that outlived its parent is ended and started anew, which pods do not notice.
+//! process. Neither dies with it: if it is killed or, as in an upgrade, told to end, the pods live on
+//! with the relay, and the next `run` adopts that relay by watching it. One of another build is
+//! replaced: ours takes over from it, and it ends with the last connection that cannot move. A node
+//! process that outlived its parent is ended and started anew, which pods do not notice.
 
 mod part;
 mod process;
+mod relay;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -78,14 +81,15 @@ pub async fn run(children: Children, settings: &Settings) -> Result<u8, RunError
     let port = settings.process.probe_port;
     tracker.spawn("ready", shutdown.token().run_until_cancelled_owned(tell_ready(port)));
 
-    let bad_setting = tokio::select! {
+    let (code, relay_order) = tokio::select! {
         signal = signals.next() => {
             tracing::info!(signal, "ending node, then relay");
-            false
+            // Somebody at a terminal wants to be rid of all of it; init wants this process to end.
+            (0, if signal == "SIGINT" { Order::End } else { Order::EndIdle })
         }
         // A part gives up only for a setting that cannot be used; it has said which.
-        _ = &mut node_task => true,
-        _ = &mut relay_task => true,
+        _ = &mut node_task => (2, Order::EndIdle),
+        _ = &mut relay_task => (2, Order::EndIdle),
     };
     notify(&[sd_notify::NotifyState::Stopping]);
     shutdown.tell("run ends");
@@ -94,14 +98,13 @@ pub async fn run(children: Children, settings: &Settings) -> Result<u8, RunError
         if !node_task.is_finished() {
             node_task.await.ok();
         }
-        // No reason to end the pods of a relay that was here before.
-        relay_orders.give(if bad_setting { Order::EndIfOurs } else { Order::End });
+        relay_orders.give(relay_order);
         if !relay_task.is_finished() {
             relay_task.await.ok();
         }
     };
     tokio::select! {
-        () = stopping => Ok(if bad_setting { 2 } else { 0 }),
+        () = stopping => Ok(code),
         second = signals.next() => {
             tracing::warn!(signal = second, "second signal: leaving at once");
             Ok(1)

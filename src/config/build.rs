@@ -48,6 +48,7 @@ pub(super) fn relay(r: &mut Reader<'_>) -> RelaySettings {
         log: log(r),
         drain_timeout: r.get(&t::DRAIN_TIMEOUT),
         linger: r.get(&t::RELAY_LINGER),
+        stand_by: r.get(&t::RELAY_STAND_BY),
     }
 }
 

@@ -44,6 +44,8 @@ pub struct RelaySettings {
     pub drain_timeout: Duration,
     /// How long a replaced relay that is told to end keeps the links that cannot move.
     pub linger: Duration,
+    /// A replaced relay that holds nothing more waits to be told to end.
+    pub stand_by: bool,
 }
 
 /// Sockets and directories, all absolute.

@@ -119,6 +119,10 @@ impl StateDir {
     pub fn open(path: &Path, allow_volatile: bool) -> Result<Self, StateDirError> {
         make(path)?;
         let volatile = volatile(path, allow_volatile)?;
+        here!(StateLockBefore);
+        let lock = lock(path)?;
+        here!(StateLockAfter);
+        // Under the lock: of two that start at once each would find the other's probe.
         match probe(path) {
             // What is there can be read, and pods can be stopped, which makes room.
             Err(e) if is_full(&e) => {
@@ -128,9 +132,6 @@ impl StateDir {
                 probed.map_err(|source| StateDirError::Write { path: path.to_owned(), source })?
             }
         }
-        here!(StateLockBefore);
-        let lock = lock(path)?;
-        here!(StateLockAfter);
         Ok(Self { path: path.to_owned(), volatile, _lock: lock })
     }
 

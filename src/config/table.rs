@@ -138,6 +138,8 @@ settings! {
         "How long an ending process waits for its tasks.";
     RELAY_LINGER: Duration = Ours One "relay-linger" "PEERPODD_RELAY_LINGER" "30s" parse::duration::<0, WEEK>,
         "How long a replaced relay that is told to end keeps the links that cannot move.";
+    RELAY_STAND_BY: bool = Ours Bool "relay-stand-by" "PEERPODD_RELAY_STAND_BY" "false" parse::boolean,
+        "A replaced relay waits to be told to end: for whatever starts one anew that has ended, as Kubernetes.";
     LOG_FORMAT: LogFormat = Ours One "log-format" "PEERPODD_LOG_FORMAT" "text" parse::log_format,
         "text or json.";
     LOG_LEVEL: String = Ours One "log-level" "PEERPODD_LOG_LEVEL" "info" parse::log_filter,

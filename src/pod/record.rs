@@ -30,15 +30,8 @@ mod version;
 pub use disk::Disk;
 pub use version::OLDEST;
 
-#[cfg(all(feature = "next-record-version", not(debug_assertions)))]
-compile_error!("next-record-version is for tests: no daemon of that version is to be released");
-
 /// Version of the form below; see above for what another one means.
-#[cfg(not(feature = "next-record-version"))]
-pub const VERSION: u32 = 1;
-/// The version that will come next, as the tests of upgrades imagine it.
-#[cfg(feature = "next-record-version")]
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 1 + crate::next::STEP;
 /// Entries of a timeline; what comes in between is dropped, beginning and end stay.
 const TIMELINE: usize = 48;
 /// Bytes of an error text that are kept.
@@ -82,7 +75,7 @@ pub struct Record {
     #[serde(default)]
     pub created_boot_ms: Option<u64>,
     /// Stands for what a next version may need.
-    #[cfg(feature = "next-record-version")]
+    #[cfg(feature = "next-version")]
     pub generation: u32,
 }
 

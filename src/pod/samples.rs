@@ -76,7 +76,7 @@ pub(crate) fn record(sandbox: &str) -> Record {
         since_ms: 1,
         failed_start: false,
         created_boot_ms: Some(1),
-        #[cfg(feature = "next-record-version")]
+        #[cfg(feature = "next-version")]
         generation: VERSION,
     }
 }

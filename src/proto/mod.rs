@@ -38,15 +38,20 @@ pub mod relay {
     include!("generated/peerpodd.relay.v1.rs");
 
     /// Newest version of this API that this build speaks.
-    pub const API: u32 = 1;
+    pub const API: u32 = 1 + crate::next::STEP;
     /// And the oldest: a build speaks its own version and the one before.
-    pub const OLDEST_API: u32 = 1;
+    const OLDEST_API: u32 = 1;
+
+    /// The oldest version that this build speaks.
+    pub fn oldest_api() -> u32 {
+        crate::next::oldest(OLDEST_API, API)
+    }
 
     /// What is spoken with somebody who speaks `oldest` to `api`; 0 for `oldest` is `api` itself.
     pub fn spoken(api: u32, oldest: u32) -> Option<u32> {
         let oldest = if oldest == 0 { api } else { oldest };
         let common = api.min(API);
-        (common >= oldest.max(OLDEST_API)).then_some(common)
+        (common >= oldest.max(oldest_api())).then_some(common)
     }
 
     /// In words.

@@ -82,7 +82,7 @@ impl RelayClient {
             build,
             node_socket: node_socket.to_string_lossy().into_owned(),
             instance: rand::random(),
-            oldest: proto::OLDEST_API,
+            oldest: proto::oldest_api(),
         };
         let keeper = Keeper { control_socket, attached, events, link, generation: 0 };
         tracker.spawn("relay client", async move {
@@ -321,7 +321,7 @@ impl Keeper {
 
     async fn attach(&mut self) -> Result<(u64, Up, Streaming<proto::ToNode>), Status> {
         let attaching = async {
-            let mut api = connect(&self.control_socket).await?;
+            let mut api = dial(&self.control_socket).await?;
             let proto::Attached { api: version, oldest, build, .. } = self.attached.clone();
             let hello = proto::HelloRequest { api: version, build, oldest };
             let relay = api.hello(hello).await?.into_inner();
@@ -416,15 +416,15 @@ fn reason(status: &Status) -> String {
     text
 }
 
-async fn connect(socket: &Path) -> Result<Api, Status> {
+pub(crate) async fn dial(socket: &Path) -> Result<Api, Status> {
     let socket = socket.to_owned();
-    let dial = tower::service_fn(move |_: Uri| {
+    let connector = tower::service_fn(move |_: Uri| {
         let socket = socket.clone();
         async move { UnixStream::connect(socket).await.map(TokioIo::new) }
     });
     // The address is never looked up; the connector above decides where to go.
     let endpoint = Endpoint::from_static("http://relay.invalid");
-    let channel = endpoint.connect_with_connector(dial).await;
+    let channel = endpoint.connect_with_connector(connector).await;
     let channel = channel.map_err(|e| Status::from_error(Box::new(e)))?;
     let api = relay_client::RelayClient::new(channel);
     Ok(api.max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))

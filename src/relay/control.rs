@@ -219,7 +219,7 @@ impl Service {
                  (build {}) speaks {}: replace the older one of the two",
                 proto::range(api, oldest),
                 self.build,
-                proto::range(proto::API, proto::OLDEST_API),
+                proto::range(proto::API, proto::oldest_api()),
             ),
         ))
     }
@@ -267,7 +267,7 @@ impl relay_server::Relay for Service {
         self.check_api(request.api, request.oldest, &request.build)?;
         Ok(Response::new(proto::HelloReply {
             api: proto::API,
-            oldest: proto::OLDEST_API,
+            oldest: proto::oldest_api(),
             build: self.build.clone(),
             epoch: self.hub.epoch,
             pid: std::process::id(),

@@ -59,6 +59,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use api::{Control, ControlError, Event, Held, Payload, Totals};
 pub use client::RelayClient;
+pub(crate) use client::dial;
 pub use handover::TakeError;
 pub use sockets::{MAX_PATH, SocketError};
 pub use survival::{raise_files, take as survive};
@@ -90,6 +91,10 @@ pub struct RelayOptions {
     pub build: String,
     /// Told to end after another relay has taken over: how long connections that stayed may go on.
     pub linger: Duration,
+    /// Once another relay has taken over and nothing is held any more: wait to be told to end, and serve
+    /// again if that one dies. Whoever would start this one anew at its end, and so have it take over
+    /// again, needs that.
+    pub stand_by: bool,
     /// The whole process is the relay: it ignores SIGHUP. False where it is a guest, as in tests.
     pub own_process: bool,
 }
@@ -226,7 +231,7 @@ async fn reigns(realm: &Realm, mut inherited: Option<Inherited>) -> Result<(), R
         let build = successor.build.clone();
         tracing::info!(build, connections, "handed over; connections that cannot move stay here");
         realm.leave_pods().await;
-        match stay(&desk, *successor, &realm.shutdown, realm.options.linger).await {
+        match stay(&desk, *successor, &realm.shutdown, &realm.options).await {
             Stayed::Empty => {
                 tracing::info!("nothing is held any more: ending");
                 return Ok(());

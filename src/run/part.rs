@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::Children;
 use super::process::{Process, ProcessError};
+use super::relay;
 
 /// Pauses before a new start: the first, doubled up to the last.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -37,8 +38,8 @@ pub(super) enum Order {
     /// Run, and begin anew when it ends.
     #[default]
     Run,
-    /// End, unless somebody else had started it.
-    EndIfOurs,
+    /// End, unless pods would end with it. For the relay.
+    EndIdle,
     /// End.
     End,
 }
@@ -104,13 +105,7 @@ impl Part {
                 Ok(mut process) => tokio::select! {
                     code = process.ended() => code,
                     order = ordered(&mut orders) => {
-                        if order == Order::End || process.is_ours() {
-                            process.end(self.patience).await;
-                        }
-                        if order == Order::End {
-                            self.end_replaced().await;
-                        }
-                        return;
+                        return self.end(process, order).await;
                     }
                 },
                 Err(e) => {
@@ -136,8 +131,24 @@ impl Part {
         }
     }
 
-    /// They have been told by ours already, and have had their time.
-    async fn end_replaced(&self) {
+    /// A relay that pods hang on is left to the next parent, which adopts or replaces it. Not by a
+    /// container's first process: the kernel kills all others with it.
+    async fn end(&self, mut process: Process, order: Order) {
+        if order == Order::EndIdle && std::process::id() != 1 {
+            let held = relay::holds(&self.socket).await;
+            if held != Some(0) {
+                let pid = process.pid();
+                tracing::warn!(
+                    pid,
+                    held,
+                    "the relay stays, since its end would be the pods' end: the next `run` takes it \
+                     up; SIGTERM to it ends it and them"
+                );
+                return;
+            }
+        }
+        process.end(self.patience).await;
+        // Relays that ours has replaced have been told by it already, and have had their time.
         let all = {
             let mut all = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
             std::mem::take(&mut *all)
@@ -154,7 +165,7 @@ impl Part {
             && let Some(process) = Process::find(&self.socket).await?
         {
             let tries = self.tries.fetch_add(1, Ordering::Relaxed);
-            let other = super::process::hands_over(&self.socket).await;
+            let other = relay::hands_over(&self.socket).await;
             if !other || tries >= HAND_OVERS {
                 let pid = process.pid();
                 tracing::info!(part = self.role, pid, other, "adopting the one that runs");

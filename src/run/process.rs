@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -17,14 +16,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
-use tonic::transport::{Endpoint, Uri};
 
 use super::Children;
-use crate::proto::relay::{API, HelloRequest, OLDEST_API, relay_client::RelayClient};
 
 const LOCK: &str = "run.lock";
-/// How long a relay may take to say which build it is.
-const HELLO: Duration = Duration::from_secs(2);
 /// How often a socket that is not there yet is tried; a relay is there within milliseconds.
 const AGAIN: Duration = Duration::from_millis(2);
 /// A killed process is gone at once, unless the kernel holds it.
@@ -181,11 +176,6 @@ impl Process {
         }
     }
 
-    /// Whether this parent started it.
-    pub(super) fn is_ours(&self) -> bool {
-        matches!(self, Self::Child(..))
-    }
-
     /// Waits for its end; the exit code, where there is one and we may know it.
     pub(super) async fn ended(&mut self) -> Option<i32> {
         match self {
@@ -223,41 +213,6 @@ impl Process {
         };
         if let Err(e) = sent {
             tracing::debug!(pid = self.pid(), error = %e, "signal");
-        }
-    }
-}
-
-/// Whether the relay that serves is of another build and hands over to ours.
-pub(super) async fn hands_over(socket: &Path) -> bool {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let asking = async {
-        let channel =
-            Endpoint::from_static("http://relay").connect_with_connector(connector).await?;
-        let hello = HelloRequest { api: API, build: crate::cli::build(), oldest: OLDEST_API };
-        Ok::<_, Box<dyn std::error::Error>>(
-            RelayClient::new(channel).hello(hello).await?.into_inner(),
-        )
-    };
-    let ours = crate::cli::build();
-    match tokio::time::timeout(HELLO, asking).await {
-        Ok(Ok(reply)) if reply.build == ours => false,
-        Ok(Ok(reply)) => {
-            let (relay, can) = (reply.build, reply.hands_over != 0);
-            tracing::warn!(relay, ours, hands_over = can, "a relay of another build");
-            can
-        }
-        // It may speak another version of the API and hand over all the same.
-        Ok(Err(e)) => {
-            tracing::warn!(error = %e, "the relay does not say who it is; asking it to hand over");
-            true
-        }
-        Err(_) => {
-            tracing::warn!(within = ?HELLO, "the relay does not say who it is");
-            false
         }
     }
 }

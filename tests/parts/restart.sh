@@ -5,13 +5,13 @@
 next_version() {
     # The same packages as binaries(), or their dependencies would be built once more.
     cargo build --quiet -p peerpodd -p podvm -p peerpod-standin -p peerpodd-demo \
-        --features peerpodd/next-record-version || return
+        --features peerpodd/next-version || return
     mkdir -p "$target/debug/next" && cp "$target/debug/peerpodd" "$target/debug/next/peerpodd"
 }
 
 part_restart() {
     next_version && binaries || { count fail "restart: build"; return; }
-    cargo_test restart -p peerpod-it --features restart --test restart --test restart_load --test upgrade --test handover
+    cargo_test restart -p peerpod-it --features restart --test restart --test restart_load --test upgrade --test versions --test handover
     grep -hE '^(restart|handover): ' "$out/restart.log"
 }
 

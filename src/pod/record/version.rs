@@ -39,7 +39,7 @@ pub(super) fn foreign(version: u64) -> Option<String> {
 /// Makes a record of the version before one of this version. It is on disk as it was until the pod's
 /// next save: a daemon that only looks at its pods changes no file.
 pub(super) fn migrate(record: &mut Map<String, Value>) {
-    #[cfg(feature = "next-record-version")]
+    #[cfg(feature = "next-version")]
     record.entry("generation").or_insert_with(|| Value::from(VERSION - 1));
     record.insert("version".to_owned(), Value::from(VERSION));
 }

@@ -88,7 +88,7 @@ fn record(
         since_ms: now,
         failed_start: false,
         created_boot_ms: Some(world.clock.boot_ms()),
-        #[cfg(feature = "next-record-version")]
+        #[cfg(feature = "next-version")]
         generation: VERSION,
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use peerpod_tunnel::link::notice::Notices;
 use tokio::net::UnixStream;
 
-use super::message::{Hello, OLDEST, VERSION, agreed};
+use super::message::{Hello, VERSION, agreed, oldest};
 use crate::relay::RelayOptions;
 
 static UNSEEN: Notices = Notices::new();
@@ -50,8 +50,12 @@ pub(super) fn hello(options: &RelayOptions, hello: &Hello) -> Result<u32, String
     let Some(version) = agreed(hello.version, hello.oldest) else {
         return Err(format!(
             "the new relay (build {}) hands over by version {} to {}, the old one (build {}) by \
-             {OLDEST} to {VERSION}: no pod can be kept, stop the old one before the new one starts",
-            hello.build, hello.oldest, hello.version, options.build
+             {} to {VERSION}: no pod can be kept, stop the old one before the new one starts",
+            hello.build,
+            hello.oldest,
+            hello.version,
+            options.build,
+            oldest(),
         ));
     };
     let paths = [

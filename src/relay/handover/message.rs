@@ -7,10 +7,15 @@ use peerpod_tunnel::link::frame::{Frame, Kind as FrameKind};
 use crate::proto::relay as proto;
 
 /// What this build speaks.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1 + crate::next::STEP;
 /// The oldest one that it still understands. A release keeps the one before its own, so that a node
 /// can go one release up or down without a pod noticing.
-pub(crate) const OLDEST: u32 = 1;
+const OLDEST: u32 = 1;
+
+/// The oldest version that this build speaks.
+pub(crate) fn oldest() -> u32 {
+    crate::next::oldest(OLDEST, VERSION)
+}
 
 /// One message; descriptors travel beside it.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -276,5 +281,5 @@ pub(crate) struct Stayed {
 /// Which version two sides speak, each from `oldest` to `version`.
 pub(crate) fn agreed(version: u32, oldest: u32) -> Option<u32> {
     let common = version.min(VERSION);
-    (common >= oldest.max(OLDEST)).then_some(common)
+    (common >= oldest.max(self::oldest())).then_some(common)
 }

@@ -1,7 +1,5 @@
 //! The old relay, once another one serves: it holds what could not move until that has ended.
 
-use std::time::Duration;
-
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -9,6 +7,7 @@ use super::give::Successor;
 use super::message::Say;
 use super::wire::{LARGEST, Wire, WireError, flush, put};
 use crate::proto::relay as proto;
+use crate::relay::RelayOptions;
 use crate::relay::hub::{Events, Hub};
 use crate::relay::pod::Desk;
 use proto::to_node::Message;
@@ -29,20 +28,20 @@ struct Staying<'a> {
     /// What the successor is told in place of a node process.
     events: Events,
     out_of_time: Option<Instant>,
-    linger: Duration,
+    options: &'a RelayOptions,
     /// The successor has ended in order.
     last: bool,
 }
 
-/// Holds what is left; `shutdown` leaves it `linger`.
+/// Holds what is left; `shutdown` leaves it the time to linger.
 pub(crate) async fn stay(
     desk: &Desk,
     mut successor: Successor,
     shutdown: &CancellationToken,
-    linger: Duration,
+    options: &RelayOptions,
 ) -> Stayed {
     let events = desk.hub.succeeded();
-    let mut this = Staying { desk, events, out_of_time: None, linger, last: false };
+    let mut this = Staying { desk, events, out_of_time: None, options, last: false };
     let why = this.run(&mut successor, shutdown).await;
     desk.hub.detach(this.events.session);
     why
@@ -51,10 +50,16 @@ pub(crate) async fn stay(
 impl Staying<'_> {
     async fn run(&mut self, successor: &mut Successor, shutdown: &CancellationToken) -> Stayed {
         let Successor { wire: Wire { stream, inbox, out }, left, .. } = successor;
+        let mut said = false;
         loop {
             if self.desk.hub.joined().is_empty() && left.is_empty() && (out.is_empty() || self.last)
             {
-                return Stayed::Empty;
+                if !self.options.stand_by || self.out_of_time.is_some() {
+                    return Stayed::Empty;
+                }
+                if !std::mem::replace(&mut said, true) {
+                    tracing::info!("nothing is held any more: standing by until told to end");
+                }
             }
             tokio::select! {
                 biased;
@@ -83,8 +88,8 @@ impl Staying<'_> {
 
     fn hurry(&mut self, why: &str) {
         let connections = self.desk.hub.joined().values().sum::<u32>();
-        tracing::info!(why, connections, within = ?self.linger, "connections that stayed are closed");
-        self.out_of_time = Some(Instant::now() + self.linger);
+        tracing::info!(why, connections, within = ?self.options.linger, "connections that stayed are closed");
+        self.out_of_time = Some(Instant::now() + self.options.linger);
     }
 
     async fn heard(&mut self, say: Option<Say>) {

@@ -10,7 +10,7 @@ use peerpod_tunnel::link::session::{Export, Link as Session};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::message::{self, About, Empty, Hello, OLDEST, Say, VERSION};
+use super::message::{self, About, Empty, Hello, Say, VERSION};
 use super::wire::{LARGEST, Wire, WireError};
 use super::{Sockets, stream};
 use crate::relay::RelayOptions;
@@ -104,7 +104,7 @@ async fn greet(options: &RelayOptions, wire: &mut Wire) -> Result<About, TakeErr
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let hello = Hello {
         version: VERSION,
-        oldest: OLDEST,
+        oldest: message::oldest(),
         build: options.build.clone(),
         hypervisor: text(&options.hypervisor_socket),
         control: text(&options.control_socket),

@@ -436,11 +436,11 @@ async fn two_that_start_at_once_are_one_in_the_end() {
 
 #[tokio::test]
 async fn versions_of_the_api_are_agreed_on_or_refused_in_words() {
-    use crate::proto::relay::{API, OLDEST_API, spoken};
+    use crate::proto::relay::{API, oldest_api, spoken};
     assert_eq!(spoken(API, 0), Some(API));
     assert_eq!(spoken(API + 1, API), Some(API), "a newer one that still knows ours");
     assert_eq!(spoken(API + 1, 0), None);
-    assert_eq!(spoken(OLDEST_API - 1, 0), None);
+    assert_eq!(spoken(oldest_api() - 1, 0), None);
     let bench = Bench::start().await;
     let mut api = control::raw(bench.dir.path()).await;
     let hello = |api, oldest| proto::HelloRequest { api, build: "a node".to_owned(), oldest };

@@ -70,6 +70,7 @@ fn options(dir: &Path) -> RelayOptions {
         allowed_uid: nix::unistd::geteuid().as_raw(),
         build: "test".to_owned(),
         linger: Duration::from_secs(10),
+        stand_by: false,
         own_process: false,
     }
 }

@@ -79,7 +79,7 @@ impl World {
         let logs = self.lab.dir().logs();
         save(&logs, self.arguments.logs.as_deref());
         if !ok {
-            eprintln!("{}", peerpod_standin::lab::daemon::log_tail(&logs, 30));
+            eprintln!("{}", peerpod_standin::lab::log_tail(&logs, 30));
         }
     }
 }

@@ -69,7 +69,8 @@ async fn relays_served(bed: &Bed, wanted: usize) {
         let served = std::fs::read_to_string(&log)?.matches("relay serves").count();
         Ok((served >= wanted).then_some(()))
     };
-    wait_for("a relay that serves", PATIENCE, look).await.unwrap();
+    let served = wait_for("a relay that serves", PATIENCE, look).await;
+    served.map_err(|e| e.context(bed.daemon.log_tail())).unwrap();
 }
 
 /// Who serves, as the status says; for a pod how many connections older relays hold.
@@ -183,7 +184,7 @@ async fn a_new_relay_killed_at_any_moment_costs_no_plain_link() {
         // The moment is drawn, it waits for nothing: before, in and after the hand-over.
         tokio::time::sleep(Duration::from_millis(random.random_range(0..60))).await;
         bed.daemon.kill_relay().await.unwrap();
-        bed.daemon.keep_relay(old);
+        drop(bed.daemon.keep_relay(old));
         for stream in &streams {
             let moved = stream.moves(stream.seen()).await;
             moved.unwrap_or_else(|e| panic!("seed {seed} kill {kill}: {e:#}"));
@@ -231,6 +232,50 @@ async fn an_old_relay_killed_at_any_moment_leaves_one_that_serves() {
     }
     bed.end().await.unwrap();
     println!("handover: 6 old relays killed (seed {seed}): one served each time, nothing left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_relay_that_stands_by_ends_when_told_and_serves_if_its_successor_dies() {
+    let name = "a_replaced_relay_that_stands_by_ends_when_told_and_serves_if_its_successor_dies";
+    if !root(name) {
+        return;
+    }
+    let stands_by = ("PEERPODD_RELAY_STAND_BY".to_owned(), "true".to_owned());
+    let options = DaemonOptions {
+        mode: Mode::Separate,
+        environment: vec![stands_by],
+        ..Bed::options(&["--orphan-grace=1s"])
+    };
+    let mut bed = Bed::with(options).await.unwrap();
+    let (_net, shim) = bed.boot(Profile::GoLike, 1).await.unwrap();
+    let stream = Stream::start(&shim, "count").await.unwrap();
+    let log = bed.lab.dir().logs().join("relay.log");
+    let stand_by = async |times: usize| {
+        let look = || async {
+            let said = std::fs::read_to_string(&log)?.matches("standing by").count();
+            Ok((said >= times).then_some(()))
+        };
+        wait_for("a relay that stands by", PATIENCE, look).await.unwrap();
+    };
+    let mut old = bed.daemon.succeed_relay().await.unwrap();
+    stand_by(1).await;
+    stream.moves(stream.seen()).await.unwrap();
+    assert!(old.try_wait().unwrap().is_none(), "it would be started anew, and take over");
+    signal(pid(&old), Signal::SIGTERM).unwrap();
+    ends("a relay that stands by and is told to end", &mut old).await;
+    stream.moves(stream.seen()).await.unwrap();
+    stream.finish().await.unwrap();
+    shim.stop().await.unwrap();
+    let old = bed.daemon.succeed_relay().await.unwrap();
+    stand_by(2).await;
+    relays_served(&bed, 3).await;
+    bed.daemon.kill_relay().await.unwrap();
+    drop(bed.daemon.keep_relay(old));
+    relays_served(&bed, 4).await;
+    bed.daemon.ready().await.unwrap();
+    let (_net, next) = bed.boot(Profile::RsLike, 2).await.unwrap();
+    next.stop().await.unwrap();
+    bed.end().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

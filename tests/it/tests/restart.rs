@@ -76,6 +76,55 @@ async fn the_node_first_and_nobody_notices() {
     println!("restart: node first, killed and ended: {totals}; 4 starts and 2 stops went through");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_that_start_at_once_are_one_and_make_and_delete_each_vm_once() {
+    if !root("two_nodes_that_start_at_once_are_one_and_make_and_delete_each_vm_once") {
+        return;
+    }
+    // Whatever one of them does not know it would sweep at once.
+    let sweeping = ["--sweep-interval=1s", "--sweep-grace=0s"];
+    let mut bed = Bed::with(slow(Mode::Separate, &sweeping)).await.unwrap();
+    let load = Load::start(&bed, 1..=2, PACE).await.unwrap();
+    let mut seen = load.moves(&load.seen()).await.unwrap();
+    for round in 0..4_u8 {
+        let boots = [
+            starting(&bed, Profile::GoLike, 10 + 2 * round).await,
+            starting(&bed, Profile::GoLike, 11 + 2 * round).await,
+        ];
+        // Beside one that serves, and at the same moment as another one.
+        if round % 2 == 1 {
+            bed.daemon.kill_node().await.unwrap();
+            bed.daemon.start_node(None).await.unwrap();
+        }
+        let code = bed.daemon.rival_node().await.unwrap();
+        // 2 would keep systemd from trying again.
+        assert_eq!(code, Some(1), "{}", bed.daemon.log_tail());
+        bed.daemon.ready().await.unwrap();
+        let mut shims = Vec::new();
+        for boot in boots {
+            let shim = boot.await.unwrap();
+            shims.push(shim.unwrap_or_else(|e| panic!("{e}\n{}", bed.daemon.log_tail())));
+        }
+        assert_eq!(vms(&bed), 4, "one VM for each pod");
+        seen = load.moves(&seen).await.unwrap();
+        for shim in shims {
+            shim.stop().await.unwrap();
+        }
+        let two = || async { Ok((vms(&bed) == 2).then_some(())) };
+        wait_for("the VMs of the pods that go on", PATIENCE, two).await.unwrap();
+    }
+    let log = std::fs::read_to_string(bed.lab.dir().logs().join("node.log")).unwrap();
+    assert_eq!(log.matches("another node process holds it").count(), 4, "each says why");
+    let totals = load.finish().await.unwrap();
+    bed.end().await.unwrap();
+    println!("restart: 4 times two node processes at once, one served: {totals}");
+}
+
+fn vms(bed: &Bed) -> usize {
+    let entries = std::fs::read_dir(bed.lab.dir().local()).unwrap().flatten();
+    entries.filter(|e| e.path().join("vm.json").exists()).count()
+}
+
 /// The pods of a relay that was killed are over, and nothing else is: not their VMs' names, not the
 /// next pod.
 async fn pods_end_and_the_next_one_starts(bed: &mut Bed, old: Vec<Shim>, boot: Booting, next: u8) {

@@ -1,5 +1,5 @@
 //! A daemon is replaced by the next version and that one by the old one again, under running pods. The
-//! next version is this source with the feature `next-record-version`, in `next/` beside the daemon;
+//! next version is this source with the feature `next-version`, in `next/` beside the daemon;
 //! `tests/run restart` builds it.
 #![allow(clippy::expect_used, clippy::unwrap_used, missing_docs)]
 
@@ -23,10 +23,7 @@ fn this_version() -> DaemonOptions {
 }
 
 fn next_version(bed: &Bed) -> DaemonOptions {
-    let own = &bed.lab.binaries().peerpodd;
-    let program = own.with_file_name("next").join("peerpodd");
-    assert!(program.is_file(), "{} is not built; tests/run restart does", program.display());
-    DaemonOptions { program: Some(program), ..this_version() }
+    DaemonOptions { program: Some(bed.lab.binaries().next().unwrap()), ..this_version() }
 }
 
 async fn replace(bed: &mut Bed, by: DaemonOptions) {

@@ -1,25 +1,21 @@
 //! The daemon under test: started in the worker's namespace, watched, killed, stopped.
 
 use std::fs::OpenOptions;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::network::{Failed, spawn_in};
-use super::{Lab, Network, blocking, processes, wait_for};
+use super::ask::{get, log_tail};
+use super::network::spawn_in;
+use super::{Lab, blocking, processes, wait_for};
 
 /// How long it may take to become ready, to come back, to end.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// The daemon's probes; in a namespace of its own the usual port is free.
-const PROBES: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8000);
 
 /// As what it is started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -260,6 +256,26 @@ impl Daemon {
         blocking(move || run.wait().context("bury `run`")).await.map(drop)
     }
 
+    /// Ends `peerpodd run` in order (SIGTERM) and returns once it and its node process have ended; the
+    /// relay may have stayed.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end well.
+    pub async fn end_run(&mut self) -> anyhow::Result<()> {
+        let node = self.node_pid();
+        let run = self.run.take().context("`run` does not run")?;
+        self.orphans = true;
+        self.end_in_order("run", run).await?;
+        let gone = move || Ok(node.is_none_or(|pid| processes::gone_within(pid, PATIENCE)));
+        ensure!(blocking(gone).await?, "the node process outlives `run`");
+        Ok(())
+    }
+
+    /// How whatever is started from now on is started.
+    pub fn options_mut(&mut self) -> &mut DaemonOptions {
+        &mut self.options
+    }
+
     /// Starts `peerpodd run`, beside whatever else there is.
     ///
     /// # Errors
@@ -334,6 +350,34 @@ impl Daemon {
         Ok(())
     }
 
+    /// Starts another node process beside the one that lives ([`Mode::Separate`]), waits until one of the
+    /// two has ended, keeps the other one, and gives the exit code.
+    ///
+    /// # Errors
+    /// When none lives, or when both go on.
+    pub async fn rival_node(&mut self) -> anyhow::Result<Option<i32>> {
+        let first = self.node.take().context("no node process of its own")?;
+        let mut both = [first, self.start("node").await?];
+        let begin = std::time::Instant::now();
+        let (ended, code) = loop {
+            let [first, second] = &mut both;
+            if let Some(status) = first.try_wait().context("look at the first node process")? {
+                break (0, status.code());
+            }
+            if let Some(status) = second.try_wait().context("look at the second one")? {
+                break (1, status.code());
+            }
+            if begin.elapsed() > PATIENCE {
+                both.iter_mut().for_each(|child| drop(child.kill()));
+                bail!("two node processes side by side\n{}", self.log_tail());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let [first, second] = both;
+        self.node = Some(if ended == 0 { second } else { first });
+        Ok(code)
+    }
+
     /// Starts a relay process where none lives ([`Mode::Separate`]).
     ///
     /// # Errors
@@ -355,9 +399,9 @@ impl Daemon {
         self.relay.replace(new).context("no relay lives")
     }
 
-    /// Takes back a relay whose successor has died.
-    pub fn keep_relay(&mut self, relay: Child) {
-        self.relay = Some(relay);
+    /// Takes back a relay whose successor has died or is refused, and gives that one.
+    pub fn keep_relay(&mut self, relay: Child) -> Option<Child> {
+        self.relay.replace(relay)
     }
 
     /// Waits until a node process other than `old` lives and says it is ready.
@@ -381,26 +425,31 @@ impl Daemon {
         for (name, child) in
             [("run", self.run.take()), ("node", self.node.take()), ("relay", self.relay.take())]
         {
-            let Some(mut child) = child else { continue };
-            let pid = i32::try_from(child.id()).context("process id")?;
-            kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("end {name}"))?;
-            let ended = blocking(move || {
-                let gone = processes::gone_within(pid, PATIENCE);
-                if !gone {
-                    let _ = child.kill();
-                }
-                let status = child.wait().context("bury a daemon process")?;
-                Ok(gone.then_some(status))
-            });
-            match ended.await? {
-                None => bail!("{name} does not end on SIGTERM\n{}", self.log_tail()),
-                Some(status) if !status.success() => {
-                    bail!("{name} ends with {status}\n{}", self.log_tail())
-                }
-                Some(_) => {}
+            if let Some(child) = child {
+                self.end_in_order(name, child).await?;
             }
         }
         Ok(())
+    }
+
+    async fn end_in_order(&self, name: &str, mut child: Child) -> anyhow::Result<()> {
+        let pid = i32::try_from(child.id()).context("process id")?;
+        kill(Pid::from_raw(pid), Signal::SIGTERM).with_context(|| format!("end {name}"))?;
+        let ended = blocking(move || {
+            let gone = processes::gone_within(pid, PATIENCE);
+            if !gone {
+                let _ = child.kill();
+            }
+            let status = child.wait().context("bury a daemon process")?;
+            Ok(gone.then_some(status))
+        });
+        match ended.await? {
+            None => bail!("{name} does not end on SIGTERM\n{}", self.log_tail()),
+            Some(status) if !status.success() => {
+                bail!("{name} ends with {status}\n{}", self.log_tail())
+            }
+            Some(_) => Ok(()),
+        }
     }
 
     /// The last lines of every log, for messages.
@@ -422,40 +471,4 @@ impl Drop for Daemon {
             processes::kill_all(&self.left());
         }
     }
-}
-
-/// The last lines of every log in a directory.
-pub fn log_tail(dir: &Path, lines: usize) -> String {
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut paths: Vec<PathBuf> = files.map(|f| f.path()).collect();
-    paths.sort();
-    let tails = paths.iter().map(|path| {
-        let text = std::fs::read(path).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let all: Vec<&str> = text.lines().collect();
-        let last = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
-        format!("--- {}\n{}", path.display(), last.join("\n"))
-    });
-    tails.collect::<Vec<_>>().join("\n")
-}
-
-async fn get(network: &Arc<Network>, path: &str) -> anyhow::Result<(u16, String)> {
-    let (network, path) = (network.clone(), path.to_owned());
-    let ask = move || -> anyhow::Result<(u16, String)> {
-        let connect = || {
-            TcpStream::connect_timeout(&PROBES, Duration::from_secs(1))
-                .map_err(|e| Failed(e.into()))
-        };
-        let mut stream = network.worker().run(connect).context("connect to the probes")?;
-        let limit = Some(Duration::from_secs(5));
-        stream.set_read_timeout(limit).context("set a time limit")?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: worker\r\nConnection: close\r\n\r\n")
-            .context("ask")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).context("read the answer")?;
-        let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-        let code = head.split(' ').nth(1).and_then(|c| c.parse().ok()).context("no HTTP status")?;
-        Ok((code, body.to_owned()))
-    };
-    blocking(ask).await
 }

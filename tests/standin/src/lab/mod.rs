@@ -8,6 +8,7 @@
 //! ```
 //! Works as root, and as an ordinary user inside [`isolate`]. Labs side by side share nothing.
 
+mod ask;
 pub mod cut;
 pub mod daemon;
 mod dir;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 
+pub use ask::log_tail;
 pub use daemon::{Daemon, DaemonOptions, Mode};
 pub use dir::LabDir;
 pub use network::{Network, PodNet};
@@ -67,6 +69,16 @@ impl Binaries {
                 names.join(", ")
             )
         })
+    }
+
+    /// The daemon as a build of the next version, in `next/` beside the real one.
+    ///
+    /// # Errors
+    /// When it is not built.
+    pub fn next(&self) -> anyhow::Result<PathBuf> {
+        let next = self.peerpodd.with_file_name("next").join("peerpodd");
+        ensure!(next.is_file(), "{} is not built; tests/run restart does", next.display());
+        Ok(next)
     }
 
     /// Those that are not there.
