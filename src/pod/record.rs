@@ -25,6 +25,7 @@ pub mod authorities;
 mod check;
 mod disk;
 pub mod files;
+mod sum;
 mod version;
 
 pub use disk::Disk;

@@ -3,8 +3,8 @@
 //! ```text
 //!   save    record.json.new ─ write ─ fsync ─ rename to record.json ─ fsync directory
 //!   remove  unlink both ─ rmdir ─ fsync parent
-//!   load    cannot be read ─▶ <state dir>/broken/<sandbox>-<time>/    (kept for people)
-//!           other version  ─▶ stays where it is, for the daemon that wrote it
+//!   load    cannot be read, or is not what was written ─▶ <state dir>/broken/<sandbox>-<time>/, for people
+//!           other version ─▶ stays where it is, for the daemon that wrote it
 //! ```
 //!
 //! Nothing follows a symlink below the state directory.
@@ -22,7 +22,7 @@ use zeroize::{Zeroize, Zeroizing};
 use super::check::check;
 use super::files::{Files, Host, Node};
 use super::version::{self, Rest};
-use super::{Broken, Loaded, Record, RecordError, Records, VERSION};
+use super::{Broken, Loaded, Record, RecordError, Records, VERSION, sum};
 use crate::request::SandboxId;
 
 const FILE: &str = "record.json";
@@ -139,12 +139,17 @@ impl<F: Files> Disk<F> {
     /// The bytes of a record, with what an earlier reading found that this build does not know.
     fn bytes(&self, record: &Record) -> serde_json::Result<Zeroizing<Vec<u8>>> {
         let rest = self.rest().get(&record.sandbox).cloned();
-        let Some(rest) = rest else { return serde_json::to_vec(record).map(Zeroizing::new) };
-        let mut value = serde_json::to_value(record)?;
-        rest.put_back(&mut value);
-        let bytes = serde_json::to_vec(&value).map(Zeroizing::new);
-        scrub(&mut value);
-        bytes
+        let bytes = match rest {
+            None => serde_json::to_vec(record),
+            Some(rest) => {
+                let mut value = serde_json::to_value(record)?;
+                rest.put_back(&mut value);
+                let bytes = serde_json::to_vec(&value);
+                scrub(&mut value);
+                bytes
+            }
+        };
+        Ok(sum::seal(&Zeroizing::new(bytes?)))
     }
 
     /// What a process wrote that died before its last sync can be read, and lasts only from now on;
@@ -178,6 +183,9 @@ impl<F: Files> Disk<F> {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(unreadable(e)),
         };
+        if !sum::holds(&bytes) {
+            return Err(Unusable::Unreadable("damaged: its checksum does not fit".to_owned()));
+        }
         let mut value: Value = serde_json::from_slice(&bytes).map_err(not_a_record)?;
         let read = read_value(&mut value);
         scrub(&mut value);
@@ -264,6 +272,7 @@ enum Unusable {
 fn read_value(value: &mut Value) -> Result<(Record, Rest), Unusable> {
     let unreadable = |text: &str| Unusable::Unreadable(text.to_owned());
     let Value::Object(fields) = &mut *value else { return Err(unreadable("not a record")) };
+    fields.remove(sum::FIELD);
     let version = fields.get("version").and_then(Value::as_u64);
     let version = version.ok_or_else(|| unreadable("not a record (it has no version)"))?;
     if let Some(reason) = version::foreign(version) {

@@ -57,6 +57,63 @@ async fn a_record_torn_at_any_byte_is_set_aside_and_stops_no_other() {
 }
 
 #[tokio::test]
+async fn a_record_with_flipped_bits_is_set_aside_and_never_taken_for_another() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+    let (state, disk) = disk();
+    let record = samples::record("s1");
+    disk.save(&record).await.expect("saved");
+    let file = state.path().join("pods/s1/record.json");
+    let whole = fs::read(&file).expect("there");
+    let mut aside = 0;
+    for seed in 0..2_000 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut bytes = whole.clone();
+        // One anywhere, others behind the word that says that there is a checksum.
+        let first = random.random_range(0..bytes.len());
+        bytes[first] ^= 1 << random.random_range(0..8);
+        for _ in 0..if first < 8 { 0 } else { random.random_range(0..4) } {
+            let at = random.random_range(8..bytes.len());
+            bytes[at] ^= 1 << random.random_range(0..8);
+        }
+        fs::create_dir_all(file.parent().expect("pod")).expect("made");
+        fs::write(&file, &bytes).expect("written");
+        let loaded = disk.load().await.expect("loads");
+        match (&loaded.records[..], &loaded.broken[..]) {
+            // Flipped back, or in that word.
+            ([read], []) => assert_eq!(*read, record, "seed {seed}"),
+            ([], [broken]) => {
+                assert!(!broken.newer, "seed {seed}: {}", broken.reason);
+                assert!(!broken.reason.contains("PRIVATE"), "seed {seed}: {}", broken.reason);
+                fs::remove_dir_all(&broken.path).expect("kept for people");
+                aside += 1;
+            }
+            _ => panic!("seed {seed}: {loaded:?}"),
+        }
+    }
+    assert!(aside > 1_900, "{aside} of 2000");
+}
+
+#[tokio::test]
+async fn a_record_without_a_checksum_or_with_one_that_is_not_first_is_read() {
+    let (state, disk) = disk();
+    let record = samples::record("s1");
+    disk.save(&record).await.expect("saved");
+    let file = state.path().join("pods/s1/record.json");
+    let written = fs::read(&file).expect("there");
+    assert!(written.starts_with(b"{\"sum\":\""));
+    let mut value: serde_json::Value = serde_json::from_slice(&written).expect("JSON");
+    value["link"]["of_a_later_build"] = 1.into();
+    // As a build that does not know it puts it back.
+    fs::write(&file, serde_json::to_vec(&value).expect("writes")).expect("written");
+    assert_eq!(disk.load().await.expect("loads").records, std::slice::from_ref(&record));
+    disk.save(&record).await.expect("saved");
+    let text = fs::read_to_string(&file).expect("there");
+    assert_eq!((text.matches("\"sum\"").count(), text.contains("of_a_later_build")), (1, true));
+    assert_eq!(disk.load().await.expect("loads").records, [record]);
+}
+
+#[tokio::test]
 async fn a_write_that_was_cut_off_leaves_the_record_before_it() {
     let (state, disk) = disk();
     let record = samples::record("s1");

@@ -10,6 +10,8 @@ use peerpod_it::bed::PATIENCE;
 use peerpod_it::{Bed, Stream, root};
 use peerpod_standin::lab::wait_for;
 use peerpod_standin::shim::Profile;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 /// Runs a subcommand that must end by itself and not be content; all that it says.
@@ -181,6 +183,55 @@ async fn a_running_pod_whose_record_cannot_be_believed_goes_on_until_it_is_stopp
     // it goes with the next start of a node process.
     let swept = || async { Ok((metric(&bed, "sweep_deleted_total").await? >= 1.0).then_some(())) };
     wait_for("the VM to be swept, to the end", PATIENCE, swept).await.unwrap();
+    bed.daemon.kill_node().await.unwrap();
+    bed.daemon.start_node(None).await.unwrap();
+    bed.daemon.ready().await.unwrap();
+    bed.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bits_in_a_running_pods_record_end_nothing_and_lose_no_vm() {
+    if !root("flipped_bits_in_a_running_pods_record_end_nothing_and_lose_no_vm") {
+        return;
+    }
+    let mut bed = Bed::separate(&["--sweep-interval=1s", "--sweep-grace=0s"]).await.unwrap();
+    let (net, shim) = bed.boot(Profile::RsLike, 1).await.unwrap();
+    let (_net, other) = bed.boot(Profile::GoLike, 2).await.unwrap();
+    let stream = Stream::start(&shim, "lines").await.unwrap();
+    let pod = bed.lab.dir().state().join("pods").join(&shim.spec().sandbox);
+    let (file, broken) = (pod.join("record.json"), bed.lab.dir().state().join("broken"));
+    let whole = fs::read(&file).unwrap();
+    let seed = rand::random();
+    println!("seed {seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    for round in 0..6 {
+        bed.daemon.kill_node().await.unwrap();
+        let mut bytes = whole.clone();
+        // Behind the name of the checksum, so that it is always found.
+        let at = random.random_range(8..bytes.len());
+        bytes[at] ^= 1 << random.random_range(0..8);
+        fs::create_dir_all(&pod).unwrap();
+        fs::write(&file, &bytes).unwrap();
+        let _ = fs::remove_dir_all(&broken);
+        bed.daemon.start_node(None).await.unwrap();
+        bed.daemon.ready().await.unwrap();
+        let status = bed.status(&shim.spec().sandbox).await.unwrap().unwrap();
+        assert_eq!(status["phase"], "broken", "seed {seed} round {round}: {status}");
+        assert_eq!(fs::read_dir(&broken).unwrap().count(), 1, "seed {seed}: kept for people");
+        assert_eq!(bed.status(&other.spec().sandbox).await.unwrap().unwrap()["phase"], "running");
+        stream.moves(stream.seen()).await.unwrap();
+    }
+    two_sweeps(&bed).await;
+    stream.moves(stream.seen()).await.unwrap();
+    stream.finish().await.unwrap();
+    shim.stop().await.unwrap();
+    bed.lab.network().remove_pod(&net).unwrap();
+    // The VM that no record knows is found once nothing hangs on it.
+    let swept = || async { Ok((metric(&bed, "sweep_deleted_total").await? >= 1.0).then_some(())) };
+    wait_for("the VM to be swept, to the end", PATIENCE, swept).await.unwrap();
+    assert!(other.agent().unwrap().check().await.unwrap());
+    other.stop().await.unwrap();
+    fs::remove_dir_all(&broken).unwrap();
     bed.daemon.kill_node().await.unwrap();
     bed.daemon.start_node(None).await.unwrap();
     bed.daemon.ready().await.unwrap();
