@@ -23,7 +23,7 @@ use super::phase::{Event, Phase};
 use super::record::Record;
 use super::steps::{StepError, Whose, launch, resume, stop};
 use super::vnis::Reserved;
-use super::world::{Pulse, Stage, Unready};
+use super::world::{Stage, Unready};
 use crate::hypervisor::{Failure, FailureKind};
 use crate::request::PodRequest;
 
@@ -54,13 +54,13 @@ pub(crate) struct Actor {
     whose: Whose,
     /// When the start that is under way began.
     begun: Instant,
-    /// The connection on which the agent has answered the start.
-    pulse: Option<Box<dyn Pulse>>,
+    /// A start has gone through in this process, so all is as it should be.
+    started: bool,
 }
 
 impl Actor {
     pub(crate) fn new(common: Arc<Common>, desk: Desk, whose: Whose) -> Self {
-        Self { common, desk, whose, begun: Instant::now(), pulse: None }
+        Self { common, desk, whose, begun: Instant::now(), started: false }
     }
 
     /// The life of a sandbox that CreateVM asks for.
@@ -146,8 +146,8 @@ impl Actor {
                 biased;
                 heard = self.desk.next() => heard,
                 done = &mut start => return match done {
-                    Ok(pulse) => {
-                        self.pulse = Some(pulse);
+                    Ok(()) => {
+                        self.started = true;
                         self.common.world.observer.step("start", self.begun.elapsed(), true);
                         self.desk.started(&Ok(()));
                         Next::Go
@@ -177,10 +177,9 @@ impl Actor {
     /// Running: watches the VM.
     async fn run(&mut self, life: &Life, vm: &Vm) -> Next {
         let hints = Hints::default();
-        let pulse = self.pulse.take();
-        let taken_up = pulse.is_none();
-        let alive = liveness::watch(life, pulse, &hints);
+        let alive = liveness::watch(life, &hints);
         tokio::pin!(alive);
+        let taken_up = !self.started;
         let (mut tunnel, mut link) = (Slow::none(), Slow::none());
         tunnel.begin(async {
             if taken_up {
@@ -202,6 +201,7 @@ impl Actor {
                 Heard::Shutdown => return Next::Leave,
                 Heard::Command(Command::Start { reply, .. }) => drop(reply.send(Ok(()))),
                 Heard::Command(Command::Ask) => hints.ask(),
+                Heard::Command(Command::Alive(when)) => hints.alive(when),
                 Heard::Command(Command::Doubt(reason)) => hints.doubt(reason),
                 Heard::Command(Command::Held(Held::Nothing | Held::Socket)) => {
                     link.begin(resume::link(life, vm));

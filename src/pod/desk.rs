@@ -41,8 +41,10 @@ pub(crate) enum Command {
     },
     /// What the relay holds for this sandbox, after it was attached to.
     Held(Held),
-    /// Something happened to the link.
+    /// Something happened to the link, or the relay has asked in vain.
     Ask,
+    /// The agent has answered the relay, which began to ask then.
+    Alive(Instant),
     /// A list of the cloud says that the VM is no more.
     Doubt(String),
 }

@@ -1,10 +1,12 @@
-//! Asking a running VM whether it lives, on a connection of its own.
+//! Whether a running VM lives: by what the relay says of it, else asked on a connection of its own.
 //!
 //! ```text
-//!           period (a fifth of the bound), or a hint
-//!   (well) ─────────▶ ask ── answered ──▶ (well)
-//!                      │ no: new connection, ask again …
-//!                      └─ no answer for the bound, and three times at least ──▶ dead
+//!             period (a fifth of the bound), or a hint
+//!   (well) ──────────────────────▶ ask ── answered ──▶ (well)
+//!     ▲                             │ no: new connection, ask again …
+//!     │                             └─ no answer for the bound, and three times at least ──▶ dead
+//!     │                             ▲ its word is overdue
+//!   (vouched for: no connection) ───┘ ◀── the relay has had an answer ── anywhere
 //! ```
 //!
 //! Three times at least, since a process that itself stood still for a while has not asked at all.
@@ -14,8 +16,9 @@ use std::time::Duration;
 
 use peerpod_tunnel::link::notice::Notices;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Options;
 use super::life::Life;
 use super::world::{Pulse, Unready};
 
@@ -23,6 +26,10 @@ use super::world::{Pulse, Unready};
 const PERIODS: u32 = 5;
 /// Failures in a row that it takes.
 const FAILURES: u32 = 3;
+/// Periods after which the relay's word is good no more: it may take one to get all answers.
+const OVERDUE: u32 = 3;
+/// Periods until the first question, so that the relay may have its say before.
+const FIRST: u32 = 2;
 /// Between failures that came at once, as a part of the period.
 const HASTE: u32 = 5;
 
@@ -31,6 +38,13 @@ const HASTE: u32 = 5;
 pub(crate) struct Hints {
     ask: Notify,
     doubt: Mutex<Option<String>>,
+    vouched: Notify,
+    alive: Mutex<Option<Instant>>,
+}
+
+/// Between two questions to a VM that is well.
+pub(crate) fn period(options: &Options) -> Duration {
+    options.liveness / PERIODS
 }
 
 impl Hints {
@@ -45,32 +59,55 @@ impl Hints {
         self.ask();
     }
 
+    /// The relay has had an answer to a question that it began then.
+    pub(crate) fn alive(&self, when: Instant) {
+        *self.alive.lock().unwrap_or_else(PoisonError::into_inner) = Some(when);
+        self.vouched.notify_one();
+    }
+
+    async fn vouched(&self) -> Instant {
+        loop {
+            self.vouched.notified().await;
+            if let Some(when) = self.alive.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return when;
+            }
+        }
+    }
+
     fn take_doubt(&self) -> Option<String> {
         self.doubt.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
 /// Asks as long as the VM answers; returns why it is taken for dead.
-pub(crate) async fn watch(life: &Life, mut pulse: Option<Box<dyn Pulse>>, hints: &Hints) -> String {
+pub(crate) async fn watch(life: &Life, hints: &Hints) -> String {
     let bound = life.common.options.liveness;
-    let period = bound / PERIODS;
+    let period = period(&life.common.options);
     let (mut well, mut failures) = (Instant::now(), 0u32);
+    let mut pulse = None;
+    let mut next = well + FIRST * period;
     // A VM that answers now and then must not fill the log.
     let notices = Notices::new();
     loop {
-        let pause = if failures == 0 { period } else { period / HASTE };
         tokio::select! {
             biased;
             () = hints.ask.notified() => {}
-            () = sleep(pause) => {}
+            when = hints.vouched() => {
+                (well, failures, pulse) = (well.max(when), 0, None);
+                next = when + OVERDUE * period;
+                continue;
+            }
+            () = sleep_until(next) => {}
         }
         // A doubt that comes while we ask belongs to the next question.
         let doubt = hints.take_doubt();
         let Err(unready) = ask(life, &mut pulse, period).await else {
             (well, failures) = (Instant::now(), 0);
+            next = well + period;
             continue;
         };
         failures += 1;
+        next = Instant::now() + period / HASTE;
         notices.say(|| tracing::warn!(failures, "the VM does not answer: {unready}"));
         if let Some(doubt) = doubt {
             return format!("{doubt}; {unready}");

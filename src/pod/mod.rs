@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span};
 
 pub(crate) use desk::{Command, End, Held, Reply};
+pub(crate) use liveness::period;
 pub use options::Options;
 pub(crate) use steps::Whose;
 

@@ -6,6 +6,7 @@
 //!   time ──▶ orphans, sweep ──────────────────────▶ └──────────┘
 //! ```
 
+mod beat;
 mod events;
 mod orphans;
 mod recovery;
@@ -71,6 +72,7 @@ impl Pods {
         let tracker = &pods.common.tracker;
         let (gone, shims_gone) = mpsc::unbounded_channel();
         tracker.spawn("relay events", events::run(Arc::clone(&pods), relay_events, gone));
+        tracker.spawn("beat", beat::run(Arc::clone(&pods)));
         tracker.spawn("orphans", orphans::run(Arc::clone(&pods), shims_gone));
         tracker.spawn("sweep", sweep::run(Arc::clone(&pods)));
         Ok(pods)

@@ -79,6 +79,12 @@ pub trait Control: Send + Sync + Debug {
     /// `Away`.
     async fn list(&self) -> Result<Vec<Held>, ControlError>;
 
+    /// Asks the agents of all VMs that can be asked on the link they have, for `within` at most.
+    ///
+    /// # Errors
+    /// `Away`; `Refused` by a relay that cannot.
+    async fn beat(&self, within: Duration) -> Result<Beat, ControlError>;
+
     /// Answers [`Event::Edit`]: the request's new payload, or why the shim's call is refused.
     /// A ticket that is no longer waited for is ignored.
     ///
@@ -96,6 +102,15 @@ impl Debug for Payload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} bytes", self.0.len())
     }
+}
+
+/// Which VMs have answered the relay. One that is in neither list was not asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Beat {
+    /// Sandboxes whose agents have answered.
+    pub alive: Vec<String>,
+    /// Sandboxes whose agents have not.
+    pub silent: Vec<String>,
 }
 
 /// What the relay tells. After every `Attached` it repeats what still holds: shims that are gone,

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status, Streaming};
 
-use super::api::{Control, ControlError, Event, Held, Payload, Totals};
+use super::api::{Beat, Control, ControlError, Event, Held, Payload, Totals};
 use super::control::{MAX_MESSAGE, STAGE, Stage};
 use crate::proto::relay as proto;
 use crate::shutdown::Tracker;
@@ -211,7 +211,7 @@ impl Control for RelayClient {
             sandbox: sandbox.to_owned(),
             target: target.to_string(),
             tls: tls.map(tls_message),
-            give_up_ms: u32::try_from(give_up.as_millis()).unwrap_or(u32::MAX),
+            give_up_ms: millis(give_up),
         };
         let connect = |mut api: Api| {
             let request = request.clone();
@@ -235,6 +235,13 @@ impl Control for RelayClient {
         self.call(CALL, list).await.map(|reply| reply.sandboxes)
     }
 
+    async fn beat(&self, within: Duration) -> Result<Beat, ControlError> {
+        let request = proto::BeatRequest { within_ms: millis(within) };
+        let beat = |mut api: Api| async move { api.beat(request).await };
+        let reply = self.call(within + CALL, beat).await?;
+        Ok(Beat { alive: reply.alive, silent: reply.silent })
+    }
+
     async fn edited(
         &self,
         ticket: u64,
@@ -249,6 +256,10 @@ impl Control for RelayClient {
         let sent = up.messages.send(proto::FromNode { message: Some(reply) }).await;
         sent.map_err(|_| ControlError::Away("the connection broke".to_owned()))
     }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 pub(super) fn tls_message(tls: &ClientTls) -> proto::Tls {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
 
+use super::beat;
 use super::handover::{self, Kins};
 use super::hub::{Events, Hub};
 use super::link::{Configurations, DialError, Target};
@@ -78,7 +79,7 @@ pub(super) fn status(stage: Stage, message: impl Into<String>) -> Status {
 }
 
 /// Without a stage, so that the caller tries again, at the successor.
-fn handed_over() -> Status {
+pub(super) fn handed_over() -> Status {
     Status::unavailable("the relay has handed over to its successor")
 }
 
@@ -336,6 +337,14 @@ impl relay_server::Relay for Service {
             serves: true,
         });
         Ok(Response::new(proto::ListReply { sandboxes, totals: Some(totals), relays }))
+    }
+
+    async fn beat(
+        &self,
+        request: Request<proto::BeatRequest>,
+    ) -> Result<Response<proto::BeatReply>, Status> {
+        let within = Duration::from_millis(request.into_inner().within_ms.into());
+        beat::ask_all(&self.hub, &self.desk.gate, within).await.map(Response::new)
     }
 
     async fn attach(

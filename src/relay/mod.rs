@@ -29,6 +29,7 @@
 //! The other half of this module, [`RelayClient`], runs in the node process.
 
 pub mod api;
+mod beat;
 mod caller;
 mod client;
 mod control;
@@ -57,7 +58,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
-pub use api::{Control, ControlError, Event, Held, Payload, Totals};
+pub use api::{Beat, Control, ControlError, Event, Held, Payload, Totals};
 pub use client::RelayClient;
 pub(crate) use client::dial;
 pub use handover::TakeError;

@@ -11,7 +11,7 @@ use super::{StepError, create, machine};
 use crate::pod::life::Life;
 use crate::pod::phase::{Event, Phase};
 use crate::pod::probe;
-use crate::pod::world::{Pulse, Stage, Unready};
+use crate::pod::world::{Stage, Unready};
 use crate::relay::api::ControlError;
 
 /// Between two attempts of the relay to reach a VM that has answered us.
@@ -21,7 +21,7 @@ const TLS_FAILURES: u32 = 3;
 
 /// Starts the VM, or goes on with a start that an earlier process began. Whoever drops this future
 /// ends the pod: what may have been done stands in the record.
-pub(crate) async fn run(life: &Life) -> Result<Box<dyn Pulse>, StepError> {
+pub(crate) async fn run(life: &Life) -> Result<(), StepError> {
     if life.record().phase == Phase::Prepared {
         // On disk the first candidate's attempt says the same, and comes before any effect.
         life.enter(Event::Start)?;
@@ -38,25 +38,21 @@ pub(crate) async fn run(life: &Life) -> Result<Box<dyn Pulse>, StepError> {
     };
     let attach = async { life.attach(tunnel).await.map_err(StepError::Attach) };
     let ready = life.step("ready", reach(life, target, tls.as_ref()));
-    let ((), (), pulse) = tokio::try_join!(keep, attach, ready)?;
+    tokio::try_join!(keep, attach, ready)?;
     life.step("connect", connect(life, &vm)).await?;
     life.advance(Event::Answered, |r| {
         r.stage = Some(Stage::Ready);
         r.last_error = None;
     })
-    .await?;
-    Ok(pulse)
+    .await
 }
 
 /// Waits until the agent has answered.
-async fn reach(
-    life: &Life,
-    target: SocketAddr,
-    tls: Option<&ClientTls>,
-) -> Result<Box<dyn Pulse>, StepError> {
+async fn reach(life: &Life, target: SocketAddr, tls: Option<&ClientTls>) -> Result<(), StepError> {
     let (guest, limit) = (&*life.common.world.guest, life.common.options.ready);
     match timeout(limit, probe::reach(guest, target, tls, |u| life.reached(u))).await {
-        Ok(pulse) => Ok(pulse),
+        // That connection is not kept: the relay's link is the one that stays.
+        Ok(_) => Ok(()),
         Err(_) => {
             let record = life.record();
             let last = record.last_error.as_deref().unwrap_or("nothing has failed");

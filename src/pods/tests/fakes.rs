@@ -23,7 +23,7 @@ use crate::pod::world::{
     Clock, Door, Guest, Network, NetworkError, Observer, Planner, Pulse, Random, Stage, Unready,
 };
 use crate::proto::hypervisor::CreateVmRequest;
-use crate::relay::api::{Control, ControlError, Held};
+use crate::relay::api::{Beat, Control, ControlError, Held};
 use crate::request::{self, PodRequest};
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -295,6 +295,8 @@ pub(super) struct FakeRelay {
     pub(super) connects: Mutex<u32>,
     pub(super) refuses: Mutex<BTreeMap<&'static str, ControlError>>,
     pub(super) hangs: Mutex<BTreeSet<&'static str>>,
+    /// How VMs behave on their links; `None` is a relay that cannot ask.
+    pub(super) links: Mutex<Option<Arc<Mutex<Mood>>>>,
 }
 
 #[derive(Debug)]
@@ -373,6 +375,23 @@ impl Control for FakeRelay {
             ..Held::default()
         });
         Ok(all.collect())
+    }
+
+    async fn beat(&self, within: Duration) -> Result<Beat, ControlError> {
+        self.begin("beat").await?;
+        let Some(mood) = lock(&self.links).clone() else {
+            return Err(ControlError::Refused("no such call".to_owned()));
+        };
+        let mut beat = Beat::default();
+        let known = lock(&self.held).iter().filter(|(_, s)| s.target.is_some()).count();
+        if known > 0 && *lock(&mood) != Mood::Answers {
+            sleep(within).await;
+        }
+        let answers = *lock(&mood) == Mood::Answers;
+        let to = if answers { &mut beat.alive } else { &mut beat.silent };
+        let held = lock(&self.held);
+        to.extend(held.iter().filter(|(_, s)| s.target.is_some()).map(|(name, _)| name.clone()));
+        Ok(beat)
     }
 
     async fn edited(

@@ -1,5 +1,7 @@
 //! Pods that end without StopVM, and VMs without a pod.
 
+use std::sync::{Arc, Mutex};
+
 use bytes::Bytes;
 use peerpod_providers::VmName;
 use peerpod_providers::fake::{Fault, Operation};
@@ -143,6 +145,60 @@ async fn a_link_that_goes_down_makes_us_ask_at_once() {
     until("asked", || lock(&site.guest.knocks).len() > knocks).await;
     assert!(begin.elapsed() < seconds(1), "{:?}", begin.elapsed());
     site.until_nothing_is_left().await;
+    assert!(begin.elapsed() < seconds(20), "{:?}", begin.elapsed());
+}
+
+/// A site with a running pod whose VM is asked by the relay, on the link it has.
+async fn vouched_for() -> (Site, Daemon) {
+    let site = Site::new();
+    *lock(&site.relay.links) = Some(Arc::clone(&site.guest.mood));
+    let daemon = site.daemon().await;
+    daemon.run("s1").await;
+    site.relay.shim("s1", true);
+    sleep(seconds(10)).await;
+    (site, daemon)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_the_relay_asks_costs_no_connection_of_its_own() {
+    let (site, daemon) = vouched_for().await;
+    let knocks = lock(&site.guest.knocks).len();
+    sleep(seconds(3600)).await;
+    // The guest and the relay have it; a connection would, too.
+    assert_eq!(Arc::strong_count(&site.guest.mood), 2);
+    assert_eq!(lock(&site.guest.knocks).len(), knocks);
+    assert_eq!(daemon.phase("s1"), "running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_that_does_not_answer_the_relay_either_is_found_within_the_bound() {
+    for mood in [Mood::Hangs, Mood::Refuses, Mood::Dark] {
+        let (site, _daemon) = vouched_for().await;
+        site.guest.be(mood);
+        let begin = Instant::now();
+        until("closed", || site.relay.sandboxes().is_empty()).await;
+        assert!(begin.elapsed() < seconds(20), "{mood:?}: {:?}", begin.elapsed());
+        site.until_nothing_is_left().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_link_alone_ends_no_pod() {
+    let (site, daemon) = vouched_for().await;
+    *lock(&site.relay.links) = Some(Arc::new(Mutex::new(Mood::Hangs)));
+    sleep(seconds(3600)).await;
+    assert_eq!(daemon.phase("s1"), "running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_older_relay_that_cannot_ask_is_no_reason_to_ask_less() {
+    let (site, daemon) = vouched_for().await;
+    *lock(&site.relay.links) = None;
+    sleep(seconds(3600)).await;
+    assert_eq!(daemon.phase("s1"), "running");
+    site.guest.be(Mood::Hangs);
+    let begin = Instant::now();
+    until("closed", || site.relay.sandboxes().is_empty()).await;
     assert!(begin.elapsed() < seconds(20), "{:?}", begin.elapsed());
 }
 

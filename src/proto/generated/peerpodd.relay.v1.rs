@@ -94,6 +94,22 @@ pub struct CloseReply {
     #[prost(bool, tag = "1")]
     pub existed: bool,
 }
+/// How long the answers may take, all together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeatRequest {
+    #[prost(uint32, tag = "1")]
+    pub within_ms: u32,
+}
+/// Who is in neither was not asked: a VM without a session, or for want of time.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeatReply {
+    /// Sandboxes whose agents have answered.
+    #[prost(string, repeated, tag = "1")]
+    pub alive: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Sandboxes whose agents have not.
+    #[prost(string, repeated, tag = "2")]
+    pub silent: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRequest {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -505,6 +521,29 @@ pub mod relay_client {
                 .insert(GrpcMethod::new("peerpodd.relay.v1.Relay", "List"));
             self.inner.unary(req, path, codec).await
         }
+        /// Which VMs live: asks the agent of every pod that has a session, on a stream of that. A relay that
+        /// does not know this call is no reason to take a VM for dead; the node process asks by itself then.
+        pub async fn beat(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BeatRequest>,
+        ) -> std::result::Result<tonic::Response<super::BeatReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/peerpodd.relay.v1.Relay/Beat",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("peerpodd.relay.v1.Relay", "Beat"));
+            self.inner.unary(req, path, codec).await
+        }
         /// One node process at a time: its standing connection. Events flow to the node; the node
         /// answers edits. Opening it makes the relay pass held hypervisor requests on again.
         pub async fn attach(
@@ -572,6 +611,12 @@ pub mod relay_server {
             &self,
             request: tonic::Request<super::ListRequest>,
         ) -> std::result::Result<tonic::Response<super::ListReply>, tonic::Status>;
+        /// Which VMs live: asks the agent of every pod that has a session, on a stream of that. A relay that
+        /// does not know this call is no reason to take a VM for dead; the node process asks by itself then.
+        async fn beat(
+            &self,
+            request: tonic::Request<super::BeatRequest>,
+        ) -> std::result::Result<tonic::Response<super::BeatReply>, tonic::Status>;
         /// Server streaming response type for the Attach method.
         type AttachStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::ToNode, tonic::Status>,
@@ -861,6 +906,49 @@ pub mod relay_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/peerpodd.relay.v1.Relay/Beat" => {
+                    #[allow(non_camel_case_types)]
+                    struct BeatSvc<T: Relay>(pub Arc<T>);
+                    impl<T: Relay> tonic::server::UnaryService<super::BeatRequest>
+                    for BeatSvc<T> {
+                        type Response = super::BeatReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BeatRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Relay>::beat(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BeatSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -6,6 +6,7 @@ use peerpod_tunnel::link::session::{ALPN, Owner, Sessions, Stream};
 
 use super::agent::noise;
 use super::*;
+use crate::relay::Beat;
 
 /// Echoes on every stream. Its connections can be cut, and it can lose its sessions.
 pub(super) struct SessionVm {
@@ -14,6 +15,26 @@ pub(super) struct SessionVm {
     sessions: Arc<Mutex<Arc<Sessions>>>,
     connections: Arc<Mutex<Vec<JoinHandle<()>>>>,
     serving: JoinHandle<()>,
+}
+
+/// Answers whatever it is asked, as an agent does.
+fn answering_stream(stream: Stream) {
+    tokio::spawn(async move {
+        let mut peer = Peer::new(stream);
+        while let Some(frame) = peer.next().await {
+            peer.send(&Response::default().frame(frame.stream)).await;
+        }
+        let _ = peer.writer.shutdown().await;
+    });
+}
+
+/// Takes whatever it is asked.
+fn mute_stream(stream: Stream) {
+    tokio::spawn(async move {
+        let mut peer = Peer::new(stream);
+        while peer.next().await.is_some() {}
+        std::future::pending::<()>().await;
+    });
 }
 
 fn echo_stream(stream: Stream) {
@@ -26,6 +47,10 @@ fn echo_stream(stream: Stream) {
 
 impl SessionVm {
     async fn start() -> Self {
+        Self::with(echo_stream).await
+    }
+
+    async fn with(agent: fn(Stream)) -> Self {
         let Certificates { client, server } = certificates();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
         let address = listener.local_addr().expect("address");
@@ -41,7 +66,7 @@ impl SessionVm {
                 let connection = tokio::spawn(async move {
                     let Ok(tls) = acceptor.accept(tcp).await else { return };
                     assert_eq!(tls.get_ref().1.alpn_protocol(), Some(ALPN));
-                    sessions.serve(tls, &Owner::of(None), echo_stream).await;
+                    sessions.serve(tls, &Owner::of(None), agent).await;
                 });
                 all.lock().expect("lock").push(connection);
             }
@@ -231,4 +256,31 @@ async fn edited_requests_go_through_a_session_and_over_a_cut() {
     node.client.edited(ticket, Ok("after".into())).await.expect("edited");
     let back = Request::parse(&shim.frame().await.payload).expect("request");
     assert_eq!(back.payload, "after");
+}
+
+#[tokio::test]
+async fn vms_are_asked_whether_they_live_on_the_links_they_have() {
+    let (bench, vm, mute) = (
+        Bench::start().await,
+        SessionVm::with(answering_stream).await,
+        SessionVm::with(mute_stream).await,
+    );
+    let (node, plain) = (bench.node().await, Vm::start().await);
+    for sandbox in ["lives", "mute", "plain", "young"] {
+        bench.open(&node, sandbox, &[]).await;
+    }
+    vm.connect(&node, "lives", GIVE_UP).await;
+    mute.connect(&node, "mute", GIVE_UP).await;
+    plain.connect(&node, "plain").await;
+    let links = async || node.client.totals().await.expect("totals").links_made;
+    let before = links().await;
+    for _ in 0..3 {
+        let told = node.client.beat(Duration::from_millis(800)).await.expect("told");
+        assert_eq!(told, Beat { alive: vec!["lives".to_owned()], silent: vec!["mute".to_owned()] });
+    }
+    assert_eq!(links().await, before, "no new connection");
+    for vm in [&vm, &mute] {
+        let streams = || vm.sessions.lock().expect("lock").streams();
+        eventually(async || (streams() == 0).then_some(())).await;
+    }
 }

@@ -82,13 +82,21 @@ impl Material {
 impl Issued {
     /// The VM's side of TLS, whoever issued it.
     pub(crate) fn server(&self) -> anyhow::Result<Arc<rustls::ServerConfig>> {
+        self.server_offering(&[])
+    }
+
+    /// The same, choosing one of these protocols by ALPN.
+    pub(crate) fn server_offering(
+        &self,
+        protocols: &[&[u8]],
+    ) -> anyhow::Result<Arc<rustls::ServerConfig>> {
         let tls = ServerTls {
             cert_pem: self.cert.clone(),
             key_pem: Secret::new(self.key.clone()),
             client_ca_pem: self.client_ca.clone(),
             ..ServerTls::default()
         };
-        Ok(tls.config()?)
+        Ok(tls.config_offering(protocols)?)
     }
 }
 

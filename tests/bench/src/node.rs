@@ -38,6 +38,7 @@ pub(crate) struct Site<'a> {
     /// The VMs' namespace, and the one address they share.
     pub(crate) vms: &'a Netns,
     pub(crate) vm: IpAddr,
+    pub(crate) forwarder: vm::Forwarder,
     /// Makes tunnels in the kernel; else pods have no network at all.
     pub(crate) tunnels: bool,
 }
@@ -74,7 +75,7 @@ impl Node {
         let paths = Paths(dir.to_owned());
         std::fs::create_dir_all(told(dir))?;
         let listener = vm::listen(site.vms, SocketAddr::new(site.vm, PORT))?;
-        vm::serve_by_name(bench.runtime.handle(), listener, told(dir))?;
+        vm::serve_by_name(bench.runtime.handle(), listener, told(dir), site.forwarder)?;
         let relay = paths.relay(bench, site.worker)?;
         let (node, _) = run(dir, site)?;
         Ok(Self { relay, node, paths, shim: None })

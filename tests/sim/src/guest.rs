@@ -49,10 +49,18 @@ fn state(machine: Option<&Machine>) -> State {
     }
 }
 
+fn state_at(cloud: &Cloud, address: IpAddr) -> State {
+    state(lock(&cloud.state).machines.at(address))
+}
+
+/// Whether the agent at that address answers now.
+pub(crate) fn answers(cloud: &Cloud, address: IpAddr) -> bool {
+    matches!(state_at(cloud, address), State::Answers)
+}
+
 impl Machines {
     fn state(&self, address: IpAddr) -> State {
-        let cloud = lock(&self.cloud.state);
-        state(cloud.machines.at(address))
+        state_at(&self.cloud, address)
     }
 }
 

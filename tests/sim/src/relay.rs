@@ -20,7 +20,7 @@ use peerpod_tunnel::link::tls::ClientTls;
 use peerpodd::hypervisor::{Failure, Sandboxes};
 use peerpodd::pods::Pods;
 use peerpodd::proto::hypervisor::CreateVmRequest;
-use peerpodd::relay::{Control, ControlError, Event, Held};
+use peerpodd::relay::{Beat, Control, ControlError, Event, Held};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ use crate::check;
 use crate::cloud::Cloud;
 use crate::core::{Core, Signal, lock};
 use crate::dice::Fault;
+use crate::guest;
 use crate::process::Process;
 
 /// A shim's call.
@@ -418,6 +419,22 @@ impl Control for Client {
             }
         });
         Ok(all.collect())
+    }
+
+    /// Comes every few seconds, so no faults of its own are drawn.
+    async fn beat(&self, _: Duration) -> Result<Beat, ControlError> {
+        if self.process.is_dead() {
+            pending::<()>().await;
+        }
+        let state = lock(&self.relay.state);
+        if state.away {
+            return Err(ControlError::Away("no answer".to_owned()));
+        }
+        let linked = state.sockets.iter().filter_map(|(name, s)| Some((name.clone(), s.target?)));
+        let (alive, silent): (Vec<_>, Vec<_>) =
+            linked.partition(|(_, target)| guest::answers(&self.relay.cloud, target.ip()));
+        let names = |all: Vec<(String, _)>| all.into_iter().map(|(name, _)| name).collect();
+        Ok(Beat { alive: names(alive), silent: names(silent) })
     }
 
     async fn edited(&self, _: u64, _: Result<Bytes, String>) -> Result<(), ControlError> {

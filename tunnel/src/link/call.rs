@@ -1,7 +1,7 @@
 //! One unary ttrpc call over any stream: enough for a probe that asks an agent whether it serves.
 
 use bytes::Bytes;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::frame::{Frame, FrameError, FrameReader, Kind, Request, Response};
 
@@ -95,6 +95,13 @@ impl<S: AsyncRead + AsyncWrite> Caller<S> {
             }
         }
         Err(CallError::Stray(method))
+    }
+
+    /// Says that nothing more is asked, and waits for the peer to close, too.
+    pub async fn finish(mut self) {
+        if self.writer.shutdown().await.is_ok() {
+            while let Ok(Some(_)) = self.reader.next().await {}
+        }
     }
 
     /// Asks `grpc.Health/Check`, as kata shims do; an answer of any status is a sign of life.

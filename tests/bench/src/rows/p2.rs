@@ -16,7 +16,7 @@ use crate::node::{Node, PORT, Site};
 use crate::report::{Row, Sides, Target};
 use crate::rival::{Daemon, Order, Tunnel};
 use crate::samples::Samples;
-use crate::vm;
+use crate::vm::{self, Forwarder};
 
 const ID: &str = "P2";
 const MILLISECOND: f64 = 1e6;
@@ -99,7 +99,8 @@ struct Ours {
 impl Ours {
     fn start(bench: &Bench, dir: PathBuf) -> anyhow::Result<Self> {
         let (pods, vms, vm) = place(dir.join("pods"))?;
-        let site = Site { worker: &pods.worker, vms: &vms, vm, tunnels: true };
+        let site =
+            Site { worker: &pods.worker, vms: &vms, vm, forwarder: Forwarder::Ours, tunnels: true };
         let node = Node::start(bench, &dir, site)?;
         Ok(Self { pods, node })
     }

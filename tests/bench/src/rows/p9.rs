@@ -22,6 +22,7 @@ use crate::program::{Program, Start};
 use crate::report::{Row, Sides, Target};
 use crate::rows::p8::{Shim, shim};
 use crate::samples::Samples;
+use crate::vm::Forwarder;
 
 const ID: &str = "P9";
 const MILLISECOND: f64 = 1e6;
@@ -138,7 +139,7 @@ fn recovery(bench: &Bench) -> anyhow::Result<Vec<Row>> {
     let count = if bench.quick() { 50 } else { 1000 };
     let netns = lab::quiet()?;
     let vm = [127, 0, 0, 1].into();
-    let site = Site { worker: &netns, vms: &netns, vm, tunnels: false };
+    let site = Site { worker: &netns, vms: &netns, vm, forwarder: Forwarder::Ours, tunnels: false };
     let mut node = Node::start(bench, &bench.dir("p9-node")?, site)?;
     let mut shims = pods(bench, &mut node, &netns, count)?;
     let (mut serving, mut all, mut calls) =
