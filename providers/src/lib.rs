@@ -10,6 +10,8 @@
 //!          ───────────────────────▶ list   ──▶ every Resource with our installation's tag
 //! ```
 
+#[cfg(feature = "azure")]
+pub mod azure;
 pub mod batch;
 pub mod budget;
 pub mod common;

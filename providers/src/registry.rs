@@ -79,6 +79,8 @@ const KNOWN: [&str; 5] = ["aws", "azure", "gcp", "libvirt", "local"];
 const BUILT: &[Entry] = &[
     #[cfg(feature = "local")]
     Entry { name: crate::local::NAME, keys: crate::local::keys, build: local },
+    #[cfg(feature = "azure")]
+    Entry { name: crate::azure::NAME, keys: crate::azure::keys, build: azure },
 ];
 
 #[cfg(feature = "local")]
@@ -87,6 +89,14 @@ fn local(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, Regist
     let settings = Settings::from_values(values, &context.program, &context.search)
         .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
     Ok(Arc::new(Local::new(settings, &context.installation)))
+}
+
+#[cfg(feature = "azure")]
+fn azure(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, RegistryError> {
+    use crate::azure::{Azure, NAME, Settings};
+    let settings = Settings::from_values(values, &context.tags)
+        .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
+    Ok(Arc::new(Azure::new(settings, context)))
 }
 
 /// The providers of this build.
