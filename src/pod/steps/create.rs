@@ -1,9 +1,11 @@
 //! CreateVM: no cloud call, nothing kept that is not in the record.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use peerpod_providers::VmName;
 use peerpod_tunnel::network::PodNetwork;
+use tokio::time::{Instant, sleep};
 
 use super::StepError;
 use crate::crash::reach;
@@ -15,6 +17,9 @@ use crate::pod::record::{LinkPart, Machine, NetworkPart, PodIdentity, Record, VE
 use crate::pod::vnis::Reserved;
 use crate::request::PodRequest;
 
+/// For how long a relay that does not answer is asked again, and the time in between.
+const PATIENCE: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(100);
 /// Name of a pod's socket in its directory; the shim is given the path.
 const SOCKET: &str = "agent.ttrpc";
 
@@ -93,10 +98,19 @@ fn record(
     }
 }
 
-/// Keeps the record, then opens the socket.
+/// Keeps the record, then opens the socket. That the connection to the relay breaks and is made again
+/// just then is no reason to refuse a pod.
 pub(crate) async fn keep(life: &Life) -> Result<(), StepError> {
     life.save().await?;
-    open(life).await
+    let begin = Instant::now();
+    loop {
+        match open(life).await {
+            Err(StepError::Open(error)) if error.may_pass() && begin.elapsed() < PATIENCE => {
+                sleep(AGAIN).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Has the relay listen on the pod's socket; repeating it changes nothing.

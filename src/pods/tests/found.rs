@@ -4,8 +4,10 @@ use peerpod_providers::fake::{self, Fault, Operation};
 use peerpod_providers::{Kind, VmName};
 use tokio::time::sleep;
 
+use super::fakes::lock;
 use super::harness::*;
 use crate::hypervisor::Sandboxes;
+use crate::relay::ControlError;
 
 /// Seed 59: a start whose caller had gone gave its place up while its create was still under way.
 #[tokio::test(start_paused = true)]
@@ -112,4 +114,19 @@ async fn a_replayed_sandbox_supersedes_those_that_came_earlier() {
     first.await.expect("joins").expect("created");
     daemon.create("web.2").await.expect("created");
     daemon.start("web.1").await.expect_err("superseded");
+}
+
+/// Seed 605: the connection to the relay broke while a new sandbox's socket was being opened.
+#[tokio::test(start_paused = true)]
+async fn a_connection_to_the_relay_that_breaks_for_a_moment_fails_no_createvm() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    let away = ControlError::Away("no answer".to_owned());
+    lock(&site.relay.refuses).insert("open", away);
+    let pods = daemon.pods.clone();
+    let created = tokio::spawn(async move { pods.create(request("s1")).await });
+    sleep(seconds(3)).await;
+    assert!(!created.is_finished());
+    lock(&site.relay.refuses).clear();
+    created.await.expect("joins").expect("created");
 }

@@ -43,3 +43,9 @@ fn a_tunnel_goes_with_the_vm_of_an_unusable_record() {
 fn a_replayed_sandbox_supersedes_none_that_came_later() {
     seed_breaks_nothing(1326);
 }
+
+/// The connection to the relay broke while a new sandbox's socket was being opened.
+#[test]
+fn a_connection_to_the_relay_that_breaks_for_a_moment_fails_no_createvm() {
+    seed_breaks_nothing(605);
+}
