@@ -60,6 +60,10 @@ impl Shared {
                 Vec::new()
             }
         };
+        let rates = &self.settings.rates;
+        let text = [("VM PUT", rates.put), ("VM DELETE", rates.delete), ("VM GET", rates.get)]
+            .map(|(name, rate)| format!("{name} {}/s, {} at once", rate.per_second, rate.burst));
+        findings.push(Finding::fine("budgets", text.join("; ")));
         findings.extend(
             self.settings.common.warnings.iter().map(|w| Finding::warning("settings", w.clone())),
         );
@@ -322,4 +326,43 @@ fn matches(pattern: &str, action: &str) -> bool {
         }
     }
     rest.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_right_is_granted_by_pattern_and_taken_back_by_another() {
+        let action = "Microsoft.Compute/virtualMachines/read";
+        for (pattern, granted) in [
+            ("*", true),
+            ("*/read", true),
+            ("microsoft.compute/*", true),
+            ("Microsoft.Compute/*/read", true),
+            ("Microsoft.Compute/virtualMachines/read", true),
+            ("Microsoft.Compute/virtualMachines/rea", false),
+            ("Microsoft.Compute/*/write", false),
+            ("Microsoft.Network/*", false),
+            ("", false),
+        ] {
+            assert_eq!(matches(pattern, action), granted, "{pattern}");
+        }
+        let all_but = json!({"actions": ["*"], "notActions": ["Microsoft.Compute/*"]});
+        assert!(!grants(&all_but, action));
+        assert!(!grants(&json!({"actions": 7}), action));
+    }
+
+    /// What the provider does, the ready-made role grants.
+    #[test]
+    fn the_role_under_deploy_grants_what_is_needed() {
+        let role = include_str!("../../../deploy/clouds/azure/role.json");
+        let role: Value = serde_json::from_str(role).expect("JSON");
+        let set = json!({"actions": role["Actions"], "notActions": role["NotActions"]});
+        for action in ACTIONS.iter().chain(&PUBLIC_ACTIONS) {
+            assert!(grants(&set, action), "{action}");
+        }
+    }
 }

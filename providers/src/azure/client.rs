@@ -178,6 +178,23 @@ impl Arm {
         Err(Error::new(NAME, operation, Kind::Other, "a list does not end"))
     }
 
+    /// What lies at a link that is a key in itself: it is in no error, and no token goes there.
+    pub(super) async fn blob(&self, operation: &'static str, link: &str) -> Result<Bytes, Error> {
+        let safe = link.starts_with("https://") || self.is_ours(link);
+        let request = hyper::Request::builder().uri(link).body(Full::default());
+        let (true, Ok(request)) = (safe, request) else {
+            return Err(malformed(operation, "blob", "a link that is none of Azure's"));
+        };
+        match self.http.send(request).await {
+            Ok(answer) if answer.status == 200 => Ok(answer.body),
+            Ok(answer) => {
+                let text = format!("a blob cannot be read (HTTP {})", answer.status);
+                Err(malformed(operation, "blob", &text))
+            }
+            Err(_) => Err(malformed(operation, "blob", "no answer")),
+        }
+    }
+
     async fn exchange(&self, call: &Call, token: &str) -> Result<Answer, Error> {
         let what = what(call);
         let request = self.request(call, token)?;

@@ -13,6 +13,7 @@ use super::error::Refusal;
 use super::template::Template;
 use super::wait::Operation;
 use super::{Azure, NAME, Shared, USER_DATA_LIMIT, lock, tags_of, text};
+use crate::error::Advice;
 use crate::{Candidate, Deletion, Error, Kind, Market, Vm, VmRef, VmSpec};
 
 /// Between two looks at a VM whose operation is not known; Azure permits 12 a minute.
@@ -39,12 +40,10 @@ impl Azure {
                 if let Some(operation) = operation {
                     self.finish(spec, &operation).await?;
                 }
-                let vm = self.shared.vm("create", name).await?;
-                let vm = vm.ok_or_else(|| gone(name))?;
-                self.described(spec, &template, at, &vm).await
             }
-            Put::There => self.adopt(spec, &template, at).await,
+            Put::There => {}
         }
+        self.take(spec, &template, at).await
     }
 
     /// Waits for the operation that makes the VM; one that failed leaves nothing.
@@ -67,8 +66,8 @@ impl Azure {
         }
     }
 
-    /// There is a VM of that name: ours from an earlier attempt, or somebody else's.
-    async fn adopt(&self, spec: &VmSpec, template: &Template, at: &Candidate) -> Result<Vm, Error> {
+    /// There is a VM of that name: ours of this or an earlier attempt, or somebody else's.
+    async fn take(&self, spec: &VmSpec, template: &Template, at: &Candidate) -> Result<Vm, Error> {
         let name = spec.name.as_str();
         loop {
             let vm = self.shared.vm("create", name).await?.ok_or_else(|| gone(name))?;
@@ -78,7 +77,7 @@ impl Azure {
                 return Err(refuse(text));
             }
             match text(&vm, "/properties/provisioningState") {
-                "Succeeded" => return self.described(spec, template, at, &vm).await,
+                "Succeeded" => return self.described(spec, template, &vm).await,
                 "Failed" | "Canceled" => return Err(self.tidy(spec, failed(&vm, at, name)).await),
                 "Deleting" => {
                     let text = format!("VM {name} of an earlier attempt is still being deleted");
@@ -95,16 +94,7 @@ impl Azure {
     }
 
     /// The VM with its address. What was made and has none is taken away.
-    async fn described(
-        &self,
-        spec: &VmSpec,
-        template: &Template,
-        at: &Candidate,
-        vm: &Value,
-    ) -> Result<Vm, Error> {
-        if text(vm, "/properties/provisioningState") == "Failed" {
-            return Err(self.tidy(spec, failed(vm, at, spec.name.as_str())).await);
-        }
+    async fn described(&self, spec: &VmSpec, template: &Template, vm: &Value) -> Result<Vm, Error> {
         let address = match self.shared.address(template, vm).await {
             Ok(address) => address,
             Err(e) if matches!(e.kind, Kind::Unavailable | Kind::Throttled(_)) => return Err(e),
@@ -134,7 +124,12 @@ impl Azure {
             match self.delete_vm(&vm).await {
                 Ok(Deletion::Gone) => break,
                 Ok(Deletion::Accepted) => {}
-                Err(e) => tracing::warn!(name = %vm.name, "left-overs of a failed create: {e}"),
+                Err(e) => {
+                    tracing::warn!(name = %vm.name, "left-overs of a failed create: {e}");
+                    if e.kind.advice() == Advice::Stop {
+                        break;
+                    }
+                }
             }
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(5));

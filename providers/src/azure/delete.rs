@@ -2,7 +2,7 @@
 
 use hyper::Method;
 
-use super::client::{COMPUTE, Call, Class, DISKS, NETWORK};
+use super::client::{Call, Class, DISKS, NETWORK};
 use super::list::Part;
 use super::wait::{Operation, Progress};
 use super::{Azure, disk_name, id, lock, tags_of, text};
@@ -99,6 +99,10 @@ impl Azure {
         if part.owner.as_deref().is_some_and(|owner| !id::name(owner).eq_ignore_ascii_case(name)) {
             return false;
         }
+        if foreign && part.owner.is_some() {
+            // Whatever its own tags say, it is part of somebody else's VM.
+            return false;
+        }
         if self.shared.is_of(&part.tags, &vm.sandbox) {
             // The same sandbox may have a VM under the other form of its name.
             return part.vm.as_deref().is_some_and(|of| of.eq_ignore_ascii_case(name));
@@ -112,7 +116,6 @@ impl Azure {
 
     /// `None` when it is gone.
     async fn remove(&self, target: String) -> Result<Option<Operation>, Error> {
-        debug_assert!(target.contains(COMPUTE) || target.contains("api-version="));
         let call = Call {
             class: Class::Delete,
             method: Method::DELETE,

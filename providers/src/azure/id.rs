@@ -163,3 +163,58 @@ pub(super) fn endpoint(text: &str) -> Result<String, &'static str> {
         _ => Err(bad),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GROUP: &str =
+        "/subscriptions/00000000-0000-0000-0000-000000000001/resourceGroups/g/providers";
+
+    #[test]
+    fn images_are_told_apart_by_their_ids_whatever_the_case() {
+        let compute = format!("{GROUP}/microsoft.compute");
+        for (id, kind) in [
+            ("/communityGalleries/g/images/i/versions/1.0.0", Some(Image::Community)),
+            ("/SharedGalleries/g/Images/i", Some(Image::Shared)),
+            (&format!("{compute}/galleries/g/images/i"), Some(Image::Gallery)),
+            (&format!("{compute}/Galleries/g/images/i/Versions/latest"), Some(Image::Gallery)),
+            (&format!("{compute}/images/i"), Some(Image::Managed)),
+            (&format!("{compute}/galleries/g"), None),
+            (&format!("{compute}/images/"), None),
+            ("/communityGalleries//images/i", None),
+            ("/communityGalleries/g/disks/i", None),
+            ("", None),
+        ] {
+            assert_eq!(image_kind(id), kind, "{id}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_a_whole_url_and_plain_http_stays_on_this_machine() {
+        assert_eq!(
+            endpoint("https://management.azure.cn/"),
+            Ok("https://management.azure.cn".into())
+        );
+        assert_eq!(endpoint("http://[::1]:8080"), Ok("http://[::1]:8080".into()));
+        for bad in [
+            "http://10.0.0.1",
+            "http://localhost",
+            "https://x/path",
+            "https://x?y",
+            "x",
+            "ftp://x",
+            "",
+        ] {
+            assert!(endpoint(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parts_of_ids_are_found_whatever_the_case() {
+        let id = format!("{GROUP}/Microsoft.Network/virtualNetworks/n/subnets/s");
+        assert_eq!((part(&id, "RESOURCEGROUPS"), name(&id)), (Some("g"), "s"));
+        assert!(same(&id, &format!("{}/", id.to_uppercase())));
+        assert!(subnet(&id).is_ok() && subnet(&format!("{id}/")).is_err());
+    }
+}

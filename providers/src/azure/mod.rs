@@ -10,6 +10,7 @@
 mod catalogue;
 mod check;
 mod client;
+mod console;
 mod create;
 mod delete;
 mod error;
@@ -161,5 +162,9 @@ impl Provider for Azure {
 
     async fn list(&self) -> Result<Vec<Resource>, Error> {
         self.shared.list().await
+    }
+
+    async fn console(&self, vm: &VmRef) -> Result<Option<String>, Error> {
+        self.shared.console(vm).await
     }
 }

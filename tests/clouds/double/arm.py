@@ -3,7 +3,7 @@ while, tokens, the catalogue and all that a check looks at (providers.md 10.4).
 
 Set: {"stopped": name}, {"next": {"code", "message"}} (the next create fails inside its operation),
 {"polls": n, "retry_after": "s", "by_location": bool} (how operations behave), {"cascade": bool},
-{"disk_tags": bool}, {"foreign": name}, {"gone": [part of a path]}, {"quota": cores}, {"granted": [actions]},
+{"disk_tags": bool}, {"foreign": name}, {"vanish": name}, {"gone": [part of a path]}, {"quota": cores}, {"granted": [actions]},
 {"nsg": [rules]}, {"token": status}, {"buckets": [size, per minute]}.
 """
 
@@ -68,6 +68,8 @@ class Azure(Cloud):
                 self.things["vm"][value]["power"] = "stopped"
             elif key == "foreign":
                 self.things["vm"][value]["tags"]["peerpodd-sandbox"] = "somebody-elses"
+            elif key == "vanish":
+                self.remove(self.things["vm"][value])
             elif key in self.options:
                 self.options[key] = value
             else:
@@ -92,7 +94,9 @@ class Azure(Cloud):
         return found.group(1) if found else None
 
     def validate(self, request):
-        if request.path.endswith("/oauth2/v2.0/token"):
+        if request.path.startswith("/blob/") and request.headers.get("Authorization"):
+            yield "a token goes to somebody who is not the Resource Manager"
+        if request.path.startswith("/blob/") or request.path.endswith("/oauth2/v2.0/token"):
             return
         if not (request.headers.get("Authorization") or "").startswith("Bearer token-"):
             yield "no token"
@@ -118,6 +122,11 @@ class Azure(Cloud):
         for gone in self.options["gone"]:
             if gone.lower() in path.lower():
                 return refusal(404, "ResourceNotFound", f"{path} was not found")
+        if path.startswith("/blob/"):
+            return Answer(200, f"\x1b[31mlast words of {path[6:]}")
+        if path.endswith("/retrieveBootDiagnosticsData"):
+            link = f"http://{request.headers.get('Host')}/blob/{path.split('/')[-2]}?sig=secret"
+            return Answer(200, {"serialConsoleLogBlobUri": link})
         operation = re.search("/operations/([^/]+)$", path)
         if operation:
             return self.look(operation.group(1))

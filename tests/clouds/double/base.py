@@ -169,6 +169,13 @@ def handler(cloud):
             except Lost:
                 self.close_connection = True
                 return
+            try:
+                self.reply(answer)
+            except (BrokenPipeError, ConnectionResetError):
+                # Whoever asked did not wait for the answer.
+                self.close_connection = True
+
+        def reply(self, answer):
             self.send_response(answer.status)
             for key, value in answer.headers.items():
                 self.send_header(key, value)

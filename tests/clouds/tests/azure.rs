@@ -423,3 +423,79 @@ async fn a_check_finds_what_is_wrong() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn last_words_are_read_without_showing_a_token_to_others() -> anyhow::Result<()> {
+    let setup = setup(&[])?;
+    let report = setup.report().await?;
+    let (spec, other) = (spec(&report, 0), spec(&report, 1));
+    setup.provider.create(&spec, &candidate()).await?;
+    let words = setup.provider.console(&reference(&spec)).await?;
+    ensure!(words.is_some_and(|w| w.contains("last words of")), "no console");
+    let foreign = VmRef { sandbox: other.sandbox.clone(), ..reference(&spec) };
+    ensure!(setup.provider.console(&foreign).await?.is_none(), "somebody else's console");
+    ensure!(setup.provider.console(&reference(&other)).await?.is_none(), "nobody's console");
+    setup.delete(&spec).await?;
+    setup.clean()
+}
+
+/// A server that gives tokens and fails is not credentials that are refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_that_are_refused_and_tokens_that_do_not_come_are_told_apart() -> anyhow::Result<()>
+{
+    for (status, kind) in [(401, Kind::Denied), (400, Kind::Denied), (503, Kind::Unavailable)] {
+        let setup = setup(&[])?;
+        setup.server.set(&json!({"token": status}))?;
+        let error = setup.provider.list().await.expect_err("no token");
+        ensure!(error.kind == kind, "{status}: {error}");
+        let text = format!("{error:?} {error}");
+        ensure!(!text.contains("hunter2"), "a secret shows: {text}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_gone_or_changed_hands_behind_our_back_is_neither_missed_nor_deleted()
+-> anyhow::Result<()> {
+    let setup = setup(&[])?;
+    let report = setup.report().await?;
+    let (kept, gone) = (spec(&report, 0), spec(&report, 1));
+    setup.provider.create(&kept, &candidate()).await?;
+    setup.provider.create(&gone, &candidate()).await?;
+    setup.server.set(&json!({"vanish": gone.name.as_str()}))?;
+    setup.delete(&gone).await?;
+    setup.server.set(&json!({"foreign": kept.name.as_str()}))?;
+    let error = setup.fails(&kept).await;
+    ensure!(error.kind == Kind::Invalid && error.message.contains("another sandbox"), "{error}");
+    let before = setup.server.resources()?;
+    setup.delete(&kept).await?;
+    ensure!(setup.server.resources()? == before, "somebody else's VM was touched");
+    ensure!(setup.server.violations()?.is_empty(), "{:?}", setup.server.violations()?);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_throttle_of_one_vm_is_told_with_its_time_and_loses_nothing() -> anyhow::Result<()> {
+    let setup = setup(&[])?;
+    let report = setup.report().await?;
+    setup.server.set(&json!({"buckets": [2, 60]}))?;
+    let spec = spec(&report, 0);
+    let made = setup.provider.create(&spec, &candidate()).await?;
+    let mut waits = 0;
+    for _ in 0..4 {
+        match setup.provider.create(&spec, &candidate()).await {
+            Ok(again) => ensure!(again == made, "{again:?}"),
+            Err(e) => {
+                ensure!(e.kind == Kind::Throttled(Some(Duration::from_secs(1))), "{e}");
+                waits += 1;
+            }
+        }
+    }
+    ensure!(waits > 0, "never throttled");
+    for _ in 0..20 {
+        if let Ok(Deletion::Gone) = setup.provider.delete(&reference(&spec)).await {
+            break;
+        }
+    }
+    setup.clean()
+}
