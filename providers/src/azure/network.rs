@@ -26,6 +26,8 @@ impl Shared {
                         nothing is kept out, nor in";
             findings.push(Finding::fine("firewall", text));
         }
+        let both = of_interface.as_deref().zip(its_group.as_deref());
+        let its_group = if both.is_some_and(|(a, b)| id::same(a, b)) { None } else { its_group };
         let groups = [(NSG.env, of_interface), (SUBNET.env, its_group)];
         for (key, group) in groups.into_iter().filter_map(|(key, g)| Some((key, g?))) {
             match self.read(&group).await {

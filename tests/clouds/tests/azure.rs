@@ -499,3 +499,32 @@ async fn a_throttle_of_one_vm_is_told_with_its_time_and_loses_nothing() -> anyho
     }
     setup.clean()
 }
+
+/// A daemon that died after its PUT: the next one finds a VM that has failed, knows why if it was made for
+/// this candidate, and takes it away in either case.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_vm_of_a_dead_daemon_is_taken_away_and_speaks_for_its_own_candidate_alone()
+-> anyhow::Result<()> {
+    for (size, kind) in
+        [("Standard_DC2as_v5", Kind::Capacity), ("Standard_DC4as_v5", Kind::Unavailable)]
+    {
+        let setup = setup(&[])?;
+        let report = setup.report().await?;
+        let spec = spec(&report, 0);
+        setup
+            .server
+            .set(&json!({"polls": 0, "next": {"code": "AllocationFailed", "message": "no"}}))?;
+        setup.server.fault(&json!({"operation": "create", "fault": "lost"}))?;
+        ensure!(setup.fails(&spec).await.kind == Kind::Unavailable, "a lost reply");
+        let heir = registry::build("azure", &context(), &values(setup.server.url(), &[]))?;
+        let at = Candidate { number: 1, instance_type: size.to_owned(), ..candidate() };
+        let error = heir.create(&spec, &at).await.expect_err("it had failed");
+        ensure!(error.kind == kind, "{size}: {error}");
+        setup.clean()?;
+        let vm = heir.create(&spec, &at).await?;
+        ensure!(vm.instance_type == size, "{vm:?}");
+        setup.delete(&spec).await?;
+        setup.clean()?;
+    }
+    Ok(())
+}
