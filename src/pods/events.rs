@@ -103,7 +103,7 @@ async fn attached(pods: &Pods, epoch: u64, pending: Vec<(String, String)>) {
                 }));
             }
         }
-        // It attaches again, then.
+        // The next look at vanished shims asks again.
         Err(error) => tracing::warn!(%error, "the relay did not say what it holds"),
     }
 }

@@ -4,6 +4,9 @@
 //!   shim gone, or time ─▶ list the relay ─▶ running, and no shim's connection for the grace ─▶ over
 //! ```
 //!
+//! The other way round, too: a pod that the relay holds nothing of, since it was restarted and did not
+//! say so when it was asked, gets its socket back.
+//!
 //! Nobody is taken for gone before the relay has been attached for the grace period, so never because
 //! this process or the relay was restarted.
 
@@ -18,7 +21,7 @@ use super::Pods;
 use crate::crash::reach;
 use crate::hypervisor::FailureKind;
 use crate::pod::phase::Phase;
-use crate::pod::{Command, End};
+use crate::pod::{self, Command, End, Pod};
 use crate::relay::api::Held;
 
 /// Looks in the grace period, besides those that a vanished shim asks for.
@@ -54,10 +57,17 @@ async fn look(pods: &Pods, grace: Duration) {
     if attached.is_none_or(|a| a.since.elapsed() < grace) {
         return;
     }
+    // As they are before the list: what is opened meanwhile is not on it.
+    let before: Vec<Pod> = pods.registry.all().into_iter().filter(has_socket).collect();
     let held = match pods.common.world.relay.list().await {
         Ok(held) => held,
         Err(error) => return tracing::warn!(%error, "cannot look for vanished shims"),
     };
+    for pod in before {
+        if held.iter().all(|h| h.sandbox != pod.whose.sandbox) && has_socket(&pod) {
+            pod.tell(Command::Held(pod::Held::Nothing));
+        }
+    }
     for held in held.iter().filter(|h| is_left(h, grace)) {
         match pods.registry.get(&held.sandbox) {
             Some(pod) => {
@@ -70,6 +80,11 @@ async fn look(pods: &Pods, grace: Duration) {
             None => close(pods, &held.sandbox).await,
         }
     }
+}
+
+/// Whether the relay should hold a socket of it.
+fn has_socket(pod: &Pod) -> bool {
+    pod.record().is_some_and(|r| matches!(r.phase, Phase::Prepared | Phase::Running { .. }))
 }
 
 /// Nobody has been connected for the whole grace period.

@@ -130,3 +130,18 @@ async fn a_connection_to_the_relay_that_breaks_for_a_moment_fails_no_createvm() 
     lock(&site.relay.refuses).clear();
     created.await.expect("joins").expect("created");
 }
+
+/// Seed 9427: the relay was restarted, did not answer what it held, and nobody asked again.
+#[tokio::test(start_paused = true)]
+async fn a_restarted_relay_that_does_not_say_that_it_holds_nothing_is_asked_again() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    daemon.run("s1").await;
+    lock(&site.relay.held).clear();
+    lock(&site.relay.refuses).insert("list", ControlError::Away("no answer".to_owned()));
+    daemon.attach(&[]).await;
+    sleep(seconds(1)).await;
+    lock(&site.relay.refuses).clear();
+    until("its socket again", || site.relay.sandboxes().contains("s1")).await;
+    site.until_nothing_is_left().await;
+}

@@ -168,6 +168,8 @@ fn campaign(options: &Options, plans: &[Plan], what: &str) -> anyhow::Result<Sum
     });
     let sum = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
     let done = done.into_inner();
+    let whole = done == plans.len() as u64 || options.first;
+    anyhow::ensure!(whole, "only {done} of {} {what} came to an end", plans.len());
     if sum.left > 0 {
         println!("{} planned deaths did not come about", sum.left);
     }

@@ -49,3 +49,9 @@ fn a_replayed_sandbox_supersedes_none_that_came_later() {
 fn a_connection_to_the_relay_that_breaks_for_a_moment_fails_no_createvm() {
     seed_breaks_nothing(605);
 }
+
+/// The relay was restarted, did not answer what it held, and nobody asked again.
+#[test]
+fn a_restarted_relay_that_does_not_say_that_it_holds_nothing_is_asked_again() {
+    seed_breaks_nothing(9427);
+}
