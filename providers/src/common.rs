@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::Market;
 use crate::budget::{Budget, Rate};
 use crate::prices::Prices;
-use crate::settings::{Key, Reader, Values};
+use crate::settings::{Key, Reader};
 
 /// Least root disk in GiB, as the users' guide has it.
 pub const DISK_MIN: u32 = 6;
@@ -185,21 +185,10 @@ fn positive(text: &str) -> Result<f64, impl Display + use<>> {
     }
 }
 
-/// A users' guide's placeholder (`<aws_region>`) that somebody forgot to fill in: nothing is set.
-pub fn is_placeholder(text: &str) -> bool {
-    let text = text.trim();
-    text.len() > 2 && text.starts_with('<') && text.ends_with('>') && !text.contains(',')
-}
-
-/// The keys among `keys` whose value is a forgotten placeholder.
-pub fn placeholders<'a>(values: &Values, keys: &'a [Key]) -> Vec<&'a Key> {
-    keys.iter().filter(|key| values.given(key).is_some_and(is_placeholder)).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::SettingsError;
+    use crate::settings::{SettingsError, Values};
 
     const KEYS: [Key; 5] = [DISABLE_CVM, PUBLIC_IP, DISK, SPOT, PRICES];
 
@@ -266,16 +255,6 @@ mod tests {
         for bad in ["0", "-1", "x", "inf", "NaN", "1e99"] {
             assert!(rate(bad).expect_err(bad).to_string().contains("API_RATE_RUN_INSTANCES"));
         }
-    }
-
-    #[test]
-    fn a_placeholder_is_nothing() {
-        assert!(is_placeholder("<aws_region>") && is_placeholder(" <x> "));
-        assert!(!is_placeholder("<>") && !is_placeholder("a<b>") && !is_placeholder("<a>,<b>"));
-        const REGION: Key = Key::plain("aws-region", "AWS_REGION", "", "");
-        let values: Values = [("aws-region", "<aws_region>")].into_iter().collect();
-        assert_eq!(values.get(&REGION), None);
-        assert_eq!(placeholders(&values, &[REGION]), [&REGION]);
     }
 
     #[test]

@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::time::Duration;
 
-use crate::common::is_placeholder;
-
 /// One setting of a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
@@ -78,6 +76,12 @@ impl Values {
         let given = self.given(key).filter(|v| !is_placeholder(v));
         given.or(Some(key.default)).filter(|v| !v.is_empty())
     }
+}
+
+/// A users' guide's placeholder (`<aws_region>`) that nobody has filled in: it counts as not set.
+pub fn is_placeholder(text: &str) -> bool {
+    let text = text.trim();
+    text.len() > 2 && text.starts_with('<') && text.ends_with('>') && !text.contains(',')
 }
 
 /// Values may be secrets, so only the flags show.
@@ -222,6 +226,14 @@ mod tests {
         for text in ["", "5", "s", "-1s", "1 s", "1d", "1e9h", "1.2.3s", "99999999999999999999h"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_placeholder_is_nothing() {
+        assert!(is_placeholder("<aws_region>") && is_placeholder(" <x> "));
+        assert!(!is_placeholder("<>") && !is_placeholder("a<b>") && !is_placeholder("<a>,<b>"));
+        let values: Values = [("local-cidr", "<cidr>"), ("token", "<t>")].into_iter().collect();
+        assert_eq!((values.get(&CIDR), values.get(&TOKEN)), (Some("172.31.0.0/24"), None));
     }
 
     #[test]

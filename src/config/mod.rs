@@ -161,7 +161,7 @@ fn notices(rows: &[Effective], env: &BTreeMap<String, String>, provider: &str) -
             notices.push(format!("{} is accepted and has no effect", row.spec.name()));
         }
     }
-    let forgotten = |text: &str| peerpod_providers::common::is_placeholder(text);
+    let forgotten = |text: &str| peerpod_providers::settings::is_placeholder(text);
     for row in rows.iter().filter(|r| env.get(r.spec.env).is_some_and(|v| forgotten(v))) {
         notices.push(format!(
             "{} is a placeholder that nobody filled in, and is not set",

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use peerpod_providers::common::is_placeholder;
+use peerpod_providers::settings::is_placeholder;
 
 use super::key::{Key, Problem, Shape, Source, Spec};
 use super::syntax::Line;
