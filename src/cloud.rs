@@ -6,8 +6,6 @@ mod console;
 mod doctor;
 mod leaks;
 
-pub(crate) use console::printable;
-
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
@@ -114,19 +112,6 @@ fn recorded(state_dir: &Path) -> io::Result<BTreeSet<String>> {
         Err(e) => return Err(e),
     };
     entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-}
-
-/// A table: columns as wide as their widest entry.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let entry = |row: &Vec<String>, n: usize| row.get(n).map_or(0, |e| e.chars().count());
-    let width = |n| rows.iter().map(|row| entry(row, n)).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let padded = row.iter().zip(&widths).map(|(e, width)| format!("{e:width$}"));
-        format!("{}\n", padded.collect::<Vec<_>>().join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
 }
 
 type TheProvider = Arc<dyn Provider>;

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::admin::Report;
 use crate::pods::PodStatus;
+use crate::text::{aligned, one_line};
 
 /// How long the daemon may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -187,24 +188,6 @@ fn row(pod: &PodStatus, report: &Report, now_ms: u64) -> [String; 9] {
 
 fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { one_line(text) }
-}
-
-/// Names and errors come from others; a line break or an escape in one must not move the table.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 fn age(now_ms: u64, then_ms: u64) -> String {

@@ -3,6 +3,7 @@
 use peerpod_providers::{Resource, ResourceKind, tags};
 
 use super::{Answer, TheProvider, in_time};
+use crate::text::printable;
 
 pub(super) async fn ask(provider: &TheProvider, whose: &str) -> anyhow::Result<Answer> {
     let listed = in_time(provider.list()).await?;
@@ -32,27 +33,4 @@ fn is_of(resource: &Resource, whose: &str) -> bool {
             || resource.vm.native_id.as_deref() == Some(whose)
             || (whose.len() >= 8 && resource.vm.sandbox.starts_with(whose))
             || (!pod.is_empty() && by_pod))
-}
-
-/// A guest writes what it likes; nothing of it may steer the terminal of whoever reads it.
-pub(crate) fn printable(text: &str) -> String {
-    let mut text: String = text
-        .replace("\r\n", "\n")
-        .chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
-        .collect();
-    if !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\r\nb\x1b[2Jc\u{9b}d"), "a\nb\u{fffd}[2Jc\u{fffd}d\n");
-    }
 }

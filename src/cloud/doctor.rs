@@ -5,6 +5,7 @@ use peerpod_providers::report::{Finding, State};
 use serde::Serialize;
 
 use super::{Answer, TheProvider, in_time};
+use crate::text::one_line;
 
 #[derive(Serialize)]
 struct Shown<'a> {
@@ -36,9 +37,9 @@ fn as_text(provider: &str, well: bool, report: &Report) -> String {
             State::Warning => "warning",
             State::Problem => "PROBLEM",
         };
-        text.push_str(&format!("{word}  {}: {}\n", finding.subject, finding.text));
+        text.push_str(&format!("{word}  {}: {}\n", finding.subject, one_line(&finding.text)));
         if let Some(remedy) = &finding.remedy {
-            text.push_str(&format!("         do: {remedy}\n"));
+            text.push_str(&format!("         do: {}\n", one_line(remedy)));
         }
     }
     let types = report.types.iter().map(|t| t.name.as_str()).collect::<Vec<_>>().join(", ");

@@ -14,8 +14,9 @@ use peerpod_providers::{Deletion, Resource, ResourceKind, VmRef, tags};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
-use super::{Answer, TheProvider, in_time, recorded, table};
+use super::{Answer, TheProvider, in_time, recorded};
 use crate::hypervisor::chain;
+use crate::text::aligned;
 
 /// How long one delete may take to be over.
 const GONE: Duration = Duration::from_secs(300);
@@ -174,10 +175,10 @@ fn shown(rows: &[Row]) -> String {
     }
     let head =
         ["STANDING", "KIND", "NAME", "ID", "NODE", "POD", "AGE", "TYPE", "PER HOUR", "DELETED"];
-    let mut lines = vec![head.map(str::to_owned).to_vec()];
+    let mut lines = vec![head.map(str::to_owned)];
     lines.extend(rows.iter().map(|row| {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-        vec![
+        [
             word(&row.standing),
             word(&row.kind),
             row.name.clone(),
@@ -190,7 +191,7 @@ fn shown(rows: &[Row]) -> String {
             or_dash(&row.deleted),
         ]
     }));
-    let mut text = table(&lines);
+    let mut text = aligned(&lines);
     let cost: u64 = rows.iter().filter_map(|row| row.price).map(|p| p.0).sum();
     if cost > 0 {
         let unknown =

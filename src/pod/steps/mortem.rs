@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use crate::cloud::printable;
 use crate::pod::life::Life;
 use crate::pod::phase::{Made, Phase};
+use crate::text::printable;
 
 /// How long the cloud may take to give the console.
 const PATIENCE: Duration = Duration::from_secs(15);
