@@ -102,8 +102,8 @@ settings! {
 
     LIMIT: i64 = Upstream One "peerpods-limit-per-node" "PEERPODS_LIMIT_PER_NODE" "10" parse::number::<{ -1_000_000 }, 1_000_000>,
         "Most pods on this node; a negative number is no limit.";
-    MAX_CREATES: i64 = Ours One "max-concurrent-creates" "PEERPODD_MAX_CONCURRENT_CREATES" "8" parse::number::<1, 1_000>,
-        "Most VMs being made at a time.";
+    MAX_CREATES: i64 = Ours One "max-concurrent-creates" "PEERPODD_MAX_CONCURRENT_CREATES" "250" parse::number::<1, 1_000>,
+        "Most VMs being made at a time; how fast they are asked for, the provider's own rates say.";
     CAPACITY_COOLDOWN: Duration = Ours One "capacity-cooldown" "CAPACITY_COOLDOWN" "3m" parse::duration::<10_000, HOUR>,
         "For how long no VM is tried where there was no room; doubled when that happens again.";
     KEEP_FAILED: Duration = Ours One "keep-failed-vm" "PEERPODD_KEEP_FAILED_VM" "0" parse::duration::<0, DAY>,

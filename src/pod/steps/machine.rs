@@ -15,7 +15,8 @@ use crate::pod::phase::{Event, Made, Phase};
 
 /// Most calls at one place; what bounds them really is the start's deadline.
 const ATTEMPTS: u32 = 40;
-/// No further place is begun after that: who waits wants to hear that there is no room.
+/// No further place is begun that long after the first one had no room: who waits wants to hear of it. The
+/// first one's own time does not count, since most of it may be the wait for a turn.
 const WALK: Duration = Duration::from_secs(60);
 
 /// The pod's VM: the one it has, or a new one.
@@ -29,15 +30,15 @@ pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
         _ => (0, None),
     };
     let slot = slot(life).await;
-    let (placement, begin) = (&life.common.placement, Instant::now());
+    let placement = &life.common.placement;
     let candidates = record.machine.candidates.get(first as usize..).unwrap_or_default();
-    let mut tried = Vec::new();
+    let (mut tried, mut since) = (Vec::new(), None);
     for ((number, candidate), open) in (first..).zip(candidates).zip(placement.open(candidates)) {
         // What an earlier process began may have had an effect and is gone on with, wherever it is.
         if !open && begun != Some(number) {
             continue;
         }
-        if begin.elapsed() >= WALK && !tried.is_empty() {
+        if since.is_some_and(|first: Instant| first.elapsed() >= WALK) {
             break;
         }
         life.advance(Event::Attempt(number), |_| {}).await?;
@@ -52,6 +53,7 @@ pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
                     placement.failed(candidate, source);
                 }
                 tried.push(refused(life, error, advice)?);
+                since.get_or_insert_with(Instant::now);
             }
         }
     }

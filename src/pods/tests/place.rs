@@ -24,6 +24,17 @@ async fn a_place_without_room_is_spared_the_next_pod_for_a_while() {
     assert_eq!((site.creates(), zone(&daemon, "s3").as_deref()), (4, Some("a")));
 }
 
+/// Many pods at once wait for their turn at the cloud's rate, which is no reason to try one place only.
+#[tokio::test(start_paused = true)]
+async fn a_first_place_that_took_long_to_refuse_does_not_shut_the_others_out() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    site.provider.script(Operation::Create, 1, Fault::Delay(seconds(200)));
+    site.provider.script(Operation::Create, 1, Fault::Fail(Kind::Capacity));
+    daemon.run("s1").await;
+    assert_eq!((site.creates(), zone(&daemon, "s1").as_deref()), (2, Some("b")));
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_room_anywhere_the_failure_names_every_place_and_all_are_tried_again() {
     let site = Site::new();
