@@ -114,6 +114,9 @@ pub struct Report {
     pub missing: Vec<String>,
     /// All pods.
     pub pods: Vec<PodStatus>,
+    /// The last that have ended in another way than by StopVM, oldest first; forgotten with the process.
+    #[serde(default)]
+    pub ended: Vec<PodStatus>,
     /// What the relay holds, by sandbox.
     pub links: BTreeMap<String, LinkStatus>,
 }
@@ -256,6 +259,7 @@ async fn status(State(pages): State<Pages>) -> Response {
         missing: pages.readiness.missing().into_iter().map(str::to_owned).collect(),
         links: links.collect(),
         pods: now.pods,
+        ended: now.ended,
     };
     match serde_json::to_string(&report) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),

@@ -85,6 +85,8 @@ struct RelayMetrics {
 pub struct Now {
     /// All pods.
     pub pods: Vec<PodStatus>,
+    /// The last that have ended in another way than by StopVM.
+    pub ended: Vec<PodStatus>,
     /// What the relay holds; `None` when it is away.
     pub relay: Option<Vec<Held>>,
     /// The relay's own counts.

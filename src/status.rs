@@ -117,7 +117,8 @@ pub fn print(
     let Some(wanted) = wanted else {
         return Ok(if json { to_json(report) } else { table(report, now_ms) });
     };
-    let pods: Vec<&PodStatus> = report.pods.iter().filter(|p| is_meant(p, wanted)).collect();
+    let all = report.pods.iter().chain(&report.ended);
+    let pods: Vec<&PodStatus> = all.filter(|p| is_meant(p, wanted)).collect();
     if pods.is_empty() {
         return Err(StatusError::Unknown(wanted.to_owned()));
     }
@@ -145,15 +146,38 @@ fn table(report: &Report, now_ms: u64) -> String {
     let mut text = head(report);
     if report.pods.is_empty() {
         text.push_str("no pods\n");
-        return text;
+    } else {
+        text.push_str(&pods(report, now_ms));
     }
+    if !report.ended.is_empty() {
+        text.push_str("\nended without having been stopped, the last ones:\n");
+        text.push_str(&ended(report, now_ms));
+    }
+    text
+}
+
+fn pods(report: &Report, now_ms: u64) -> String {
     let mut rows = vec![
         ["NAMESPACE", "POD", "PHASE", "VM", "ADDRESS", "VNI", "LINK", "AGE", "LAST ERROR"]
             .map(str::to_owned),
     ];
     rows.extend(report.pods.iter().map(|pod| row(pod, report, now_ms)));
-    text.push_str(&aligned(&rows));
-    text
+    aligned(&rows)
+}
+
+fn ended(report: &Report, now_ms: u64) -> String {
+    let mut rows = vec![["NAMESPACE", "POD", "VM", "AGO", "REASON"].map(str::to_owned)];
+    rows.extend(report.ended.iter().map(|pod| {
+        let reason = pod.reason.as_deref().or(pod.last_error.as_deref());
+        [
+            or_dash(&pod.namespace),
+            or_dash(&pod.pod),
+            or_dash(pod.vm.as_deref().unwrap_or(&pod.vm_name)),
+            age(now_ms, pod.since_ms),
+            one_line(reason.unwrap_or("-")),
+        ]
+    }));
+    aligned(&rows)
 }
 
 fn head(report: &Report) -> String {

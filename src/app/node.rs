@@ -114,13 +114,16 @@ struct Live {
 #[async_trait]
 impl Insight for Live {
     async fn now(&self) -> Now {
-        let pods = self.pods.get().map(|pods| pods.snapshot()).unwrap_or_default();
+        let all = self.pods.get().map(|pods| (pods.snapshot(), pods.ended()));
+        let (pods, ended) = all.unwrap_or_default();
         let tunnels = self.tunnels.all();
-        let Some(relay) = self.relay.get() else { return Now { pods, tunnels, ..Now::default() } };
+        let Some(relay) = self.relay.get() else {
+            return Now { pods, ended, tunnels, ..Now::default() };
+        };
         let asked = async { (relay.list().await.ok(), relay.totals().await.ok()) };
         let asked = tokio::time::timeout(admin::ASK_RELAY, asked).await;
         let (relay, totals) = asked.unwrap_or_default();
-        Now { pods, relay, totals, tunnels }
+        Now { pods, ended, relay, totals, tunnels }
     }
 }
 

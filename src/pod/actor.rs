@@ -329,7 +329,7 @@ impl<'a> Slow<'a> {
 }
 
 fn stopped() -> End {
-    End::new("stop", FailureKind::Cancelled, "StopVM")
+    End::new("stop", FailureKind::Cancelled, stop::STOPVM)
 }
 
 fn path(life: &Life) -> String {

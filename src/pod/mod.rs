@@ -8,6 +8,7 @@
 mod actor;
 mod desk;
 pub mod edit;
+mod ended;
 mod life;
 mod liveness;
 mod options;
@@ -42,6 +43,7 @@ use crate::request::PodRequest;
 use crate::shutdown::Tracker;
 use actor::Actor;
 use desk::Desk;
+use ended::Ended;
 use record::Record;
 use vnis::Vnis;
 use world::World;
@@ -56,6 +58,8 @@ pub(crate) struct Common {
     pub(crate) vnis: Vnis,
     /// Places that had no room, for all pods.
     pub(crate) placement: Placement,
+    /// Records of pods that have gone without a StopVM.
+    pub(crate) ended: Ended,
     pub(crate) tracker: Tracker,
     pub(crate) shutdown: CancellationToken,
 }
@@ -75,6 +79,7 @@ impl Common {
             creates: Arc::new(creates),
             vnis: Vnis::default(),
             placement: Placement::new(placement),
+            ended: Ended::default(),
             tracker,
             shutdown,
         }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::pod::Options;
 pub use status::PodStatus;
 
-use crate::pod::record::{Broken, RecordError};
+use crate::pod::record::{Broken, Record, RecordError};
 use crate::pod::world::World;
 use crate::pod::{Common, Pod};
 use crate::relay::api::Event;
@@ -84,6 +84,14 @@ impl Pods {
         let mut all: Vec<PodStatus> = records.map(|r| PodStatus::from(&*r)).collect();
         all.extend(self.broken().iter().map(PodStatus::from));
         all
+    }
+
+    /// The last pods that have ended in another way than by StopVM, oldest first.
+    pub fn ended(&self) -> Vec<PodStatus> {
+        let all = self.common.ended.all();
+        let ended =
+            |r: &Arc<Record>| PodStatus { phase: "ended".to_owned(), ..PodStatus::from(&**r) };
+        all.iter().map(ended).collect()
     }
 
     fn broken(&self) -> Vec<Broken> {

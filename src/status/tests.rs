@@ -31,6 +31,7 @@ fn report() -> Report {
         missing: vec![],
         pods: vec![pod("shop", "web", "0123abcd"), pod("blog", "web", "4567abcd")],
         links: BTreeMap::from([("0123abcd".to_owned(), link)]),
+        ended: vec![],
     }
 }
 
@@ -71,6 +72,22 @@ fn one_pod_is_found_by_each_of_its_names_and_shown_with_its_timeline() {
         let error = print(&report(), Some(wanted), false, at(0)).expect_err(wanted);
         assert!(matches!(error, StatusError::Unknown(_)), "{wanted}");
     }
+}
+
+#[test]
+fn pods_that_have_ended_by_themselves_are_told_with_their_reason() {
+    let mut report = report();
+    let gone = PodStatus {
+        phase: "ended".to_owned(),
+        reason: Some("no room anywhere".to_owned()),
+        ..pod("shop", "till", "89abcdef")
+    };
+    report.ended = vec![gone];
+    let text = print(&report, None, false, at(1_090_000)).expect("text");
+    let line = text.lines().last().unwrap_or_default();
+    assert!(line.contains("till") && line.ends_with("30s  no room anywhere"), "{text}");
+    let text = print(&report, Some("shop/till"), false, at(1_090_000)).expect("text");
+    assert!(text.contains("no room anywhere") && text.contains("+60.000s running"), "{text}");
 }
 
 #[test]

@@ -23,6 +23,9 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// How long a create that is under way is waited for before its VM is deleted.
 const IN_FLIGHT: Duration = Duration::from_secs(20);
 
+/// Why a pod is over that its shim has stopped.
+pub(crate) const STOPVM: &str = "StopVM";
+
 /// What has been done of an end.
 #[derive(Debug, Default)]
 pub(crate) struct Done {
@@ -98,6 +101,10 @@ pub(crate) async fn rest(life: &Life, done: &Done) {
     while life.forget().await.is_err() {
         sleep(wait).await;
         wait = (wait * 2).min(LONGEST);
+    }
+    let record = life.record();
+    if !matches!(&record.phase, Phase::Deleting { reason, .. } if reason == STOPVM) {
+        life.common.ended.keep(record);
     }
 }
 
