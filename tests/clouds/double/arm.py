@@ -3,7 +3,8 @@ while, tokens, the catalogue and all that a check looks at (providers.md 10.4).
 
 Set: {"stopped": name}, {"next": {"code", "message"}} (the next create fails inside its operation),
 {"polls": n, "retry_after": "s", "by_location": bool} (how operations behave), {"cascade": bool},
-{"disk_tags": bool}, {"foreign": name}, {"vanish": name}, {"gone": [part of a path]}, {"quota": cores}, {"granted": [actions]},
+{"disk_tags": bool}, {"foreign": name}, {"occupied": name} (somebody else has a VM of that name),
+{"vanish": name}, {"gone": [part of a path]}, {"quota": cores}, {"granted": [actions]},
 {"nsg": [rules]}, {"token": status}, {"buckets": [size, per minute]}.
 """
 
@@ -66,6 +67,9 @@ class Azure(Cloud):
         for key, value in values.items():
             if key == "stopped":
                 self.things["vm"][value]["power"] = "stopped"
+                self.halt(value)
+            elif key == "occupied":
+                self.things["vm"][value] = self.foreign(value)
             elif key == "foreign":
                 self.things["vm"][value]["tags"]["peerpodd-sandbox"] = "somebody-elses"
             elif key == "vanish":
@@ -74,6 +78,14 @@ class Azure(Cloud):
                 self.options[key] = value
             else:
                 raise KeyError(key)
+
+    @staticmethod
+    def foreign(name):
+        """A VM of somebody who does not know us."""
+        return {"id": f"{COMPUTE}/virtualMachines/{name}", "name": name, "location": REGION, "power": "running",
+                "tags": {"peerpodd-sandbox": "somebody-elses"}, "parts": {},
+                "properties": {"provisioningState": "Succeeded", "hardwareProfile": {"vmSize": "Standard_D2s_v5"},
+                               "storageProfile": {}, "timeCreated": "2026-01-01T00:00:00Z"}}
 
     def resources(self):
         return {kind: len([n for n in things if n != "data-1"]) for kind, things in self.things.items()}
@@ -204,26 +216,26 @@ class Azure(Cloud):
             return problem
         properties = {**body["properties"], "provisioningState": "Creating", "vmId": str(uuid.uuid4()),
                       "timeCreated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        properties.pop("userData", None)
         vm = {"id": f"{COMPUTE}/virtualMachines/{name}", "name": name, "location": REGION, "power": "starting",
               "tags": body["tags"], "zones": body.get("zones", []), "properties": properties}
         self.things["vm"][name] = vm
-        self.parts(vm)
         fails = self.options["next"]
         self.options["next"] = None
         if self.fault("create", "partial"):
             fails = {"code": "AllocationFailed", "message": "no room"}
         if self.fault("create", "volume"):
             fails = {"code": "AttachDiskWhileBeingDetached", "message": "the disk is being detached"}
+        user_data = properties.pop("userData", "")
+        self.parts(vm, None if fails else self.boot(name, name, user_data))
         return self.begin(request, 201, "create", vm, fails, vm)
 
-    def parts(self, vm):
+    def parts(self, vm, address):
         """What is made with it; the interface's name gets a suffix that nobody can guess."""
         name, properties = vm["name"], vm["properties"]
         config = properties["networkProfile"].pop("networkInterfaceConfigurations")[0]
         nic = f"{config['name']}-{uuid.uuid4().hex[:8]}"
         number = len(self.things["nic"]) + 4
-        ip = {"privateIPAddress": f"10.0.{number // 250}.{number % 250 + 4}"}
+        ip = {"privateIPAddress": address or f"10.0.{number // 250}.{number % 250 + 4}"}
         public = config["properties"]["ipConfigurations"][0]["properties"].get("publicIPAddressConfiguration")
         if public:
             address = f"{public['name']}-{uuid.uuid4().hex[:8]}"
@@ -258,7 +270,8 @@ class Azure(Cloud):
             return refusal(400, "InvalidParameter", f"The value {size} of parameter vmSize is invalid.")
         if subnet.lower() != SUBNET.lower():
             return refusal(400, "InvalidResourceReference", f"{subnet} was not found")
-        if not image.lower().startswith((IMAGE.lower(), "/communitygalleries/")):
+        gone = any(part.lower() in image.lower() for part in self.options["gone"])
+        if gone or not image.lower().startswith((IMAGE.lower(), "/communitygalleries/")):
             return refusal(404, "GalleryImageNotFound", f"{image} was not found")
         cvm = any(c["name"] == "ConfidentialComputingType" for c in sku["capabilities"])
         if properties.get("securityProfile") and not cvm:
@@ -344,6 +357,7 @@ class Azure(Cloud):
     def remove(self, vm):
         if self.things["vm"].pop(vm["name"], None) is None:
             return
+        self.halt(vm["name"])
         for kind, name in vm["parts"].items():
             part = self.things[kind].get(name)
             if part:

@@ -6,6 +6,8 @@ the cloud's published model, lets things go wrong when told to, and answers ques
     GET  /_double/resources    {"vm": 1, "disk": 1, "nic": 1, "address": 0}   what costs money now
     POST /_double/fault        {"operation", "fault", ...}   for the next call of that operation
     POST /_double/set          {...}   whatever a cloud's double has to set (capacity, quotas, pages)
+                               {"slow": seconds}   before each create is answered, after it was done
+                               {"machines": socket}   where machines are started for VMs (see src/pods/machines.rs)
     POST /_double/reset        {}
 
 Operations are create, delete, list, check and other: what the call is for, not what it is called.
@@ -18,6 +20,7 @@ Faults:
 """
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -45,7 +48,7 @@ class Answer:
     """What the caller gets. `body` may be bytes, text, or anything that becomes JSON."""
 
     def __init__(self, status=200, body=None, headers=None):
-        self.status, self.headers = status, dict(headers or {})
+        self.status, self.headers, self.delay = status, dict(headers or {}), 0
         if isinstance(body, bytes):
             self.body = body
         elif isinstance(body, str):
@@ -79,6 +82,7 @@ class Cloud:
 
     def __init__(self):
         self.lock = threading.RLock()
+        self.machines, self.slow = None, 0
         self.reset()
 
     def reset(self):
@@ -118,6 +122,27 @@ class Cloud:
                 return fault
         return None
 
+    def boot(self, key, name, user_data):
+        """Starts a machine for a VM and gives its address; None if nobody has machines. `user_data`: what
+        this cloud's metadata service gives in the VM."""
+        return self.ask_machines({"boot": key, "name": name, "user_data": user_data}).get("address")
+
+    def halt(self, key):
+        """Ends the machine of a VM, if there is one."""
+        self.ask_machines({"halt": key})
+
+    def ask_machines(self, words):
+        if not self.machines:
+            return {}
+        with socket.socket(socket.AF_UNIX) as machines:
+            machines.connect(self.machines)
+            machines.sendall(json.dumps(words).encode() + b"\n")
+            line = machines.makefile().readline()
+        answer = json.loads(line) if line else {"error": "no answer"}
+        if "error" in answer:
+            self.violations.append(f"machine of {words.get('boot', words.get('halt'))}: {answer['error']}")
+        return answer
+
     def answer(self, request):
         with self.lock:
             operation, name = self.classify(request)
@@ -136,6 +161,8 @@ class Cloud:
                 if lost:
                     raise Lost
             call["status"] = answer.status
+            if operation == "create" and request.method in ("PUT", "POST"):
+                answer.delay = self.slow
             return answer
 
     def control(self, request):
@@ -148,7 +175,11 @@ class Cloud:
             if what == "fault":
                 self.faults.append(request.json())
             elif what == "set":
-                self.set(request.json())
+                values = request.json()
+                self.machines = values.pop("machines", self.machines)
+                self.slow = values.pop("slow", self.slow)
+                if values:
+                    self.set(values)
             elif what == "reset":
                 self.reset()
             else:
@@ -169,6 +200,7 @@ def handler(cloud):
             except Lost:
                 self.close_connection = True
                 return
+            time.sleep(answer.delay)
             try:
                 self.reply(answer)
             except (BrokenPipeError, ConnectionResetError):
@@ -194,6 +226,11 @@ def handler(cloud):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024
+
+    def handle_error(self, request, client_address):
+        # A client that was killed in the middle of its words is no news.
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def run(cloud, address="127.0.0.1"):

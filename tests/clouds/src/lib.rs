@@ -5,8 +5,11 @@
 //!   test ── conformance rows ──▶ provider ── HTTP ──▶ double (python, its own process)
 //!     └──── CloudDouble ──────── faults, questions ──────▶ /_double/…
 //! ```
+//! Whole pods over a double: `pods`.
 
 mod double;
+#[cfg(feature = "pods")]
+pub mod pods;
 mod server;
 
 pub use double::{CloudDouble, INSTALLATION};

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
+use peerpod_netlink::Netns;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -16,6 +17,8 @@ use serde_json::Value;
 pub struct Server {
     process: Child,
     url: String,
+    /// Where it runs, if not where we do.
+    netns: Option<Netns>,
 }
 
 /// One call that the double was asked.
@@ -40,8 +43,20 @@ impl Server {
     ///
     /// # Errors
     /// When it does not come up; says how to get what is missing.
-    #[allow(clippy::disallowed_methods, reason = "a double is a process of its own")]
     pub fn start(script: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::begin(script, arguments, None)
+    }
+
+    /// The same in a network namespace, where its own loopback is all that it listens on.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_in(netns: Netns, script: &str, arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::begin(script, arguments, Some(netns))
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a double is a process of its own")]
+    fn begin(script: &str, arguments: &[&str], netns: Option<Netns>) -> anyhow::Result<Self> {
         let packages = packages();
         ensure!(
             packages.is_dir(),
@@ -50,23 +65,24 @@ impl Server {
             packages.display()
         );
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("double");
-        let mut process = Command::new("python3")
+        let mut command = Command::new("python3");
+        command
             .arg("-u")
             .arg(folder.join(script))
             .args(arguments)
             .env("PYTHONPATH", format!("{}:{}", packages.display(), folder.display()))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start python3")?;
+            .stdout(Stdio::piped());
+        let process = within(netns.as_ref(), || command.spawn().context("start python3"));
+        let mut process = process?;
         let mut lines = BufReader::new(process.stdout.take().context("no output")?).lines();
         let url = lines.find_map(|line| line.ok()?.strip_prefix("listening ").map(str::to_owned));
         let Some(url) = url else {
             let _ = process.kill();
             bail!("{script} ended before it listened");
         };
-        Ok(Self { process, url })
+        Ok(Self { process, url, netns })
     }
 
     /// Where it listens, as `http://address:port`.
@@ -133,7 +149,7 @@ impl Server {
     /// One HTTP exchange on a connection of its own.
     fn ask(&self, method: &str, what: &str, body: &[u8]) -> anyhow::Result<Vec<u8>> {
         let address = self.url.strip_prefix("http://").context("no http address")?;
-        let mut stream = TcpStream::connect(address)?;
+        let mut stream = within(self.netns.as_ref(), || Ok(TcpStream::connect(address)?))?;
         let length = body.len();
         let head = format!(
             "{method} /_double/{what} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n\
@@ -157,6 +173,26 @@ impl Drop for Server {
         drop(self.process.stdin.take());
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// Sockets and processes that are made there stay there.
+fn within<T: Send>(
+    netns: Option<&Netns>,
+    work: impl FnOnce() -> anyhow::Result<T> + Send,
+) -> anyhow::Result<T> {
+    match netns {
+        Some(netns) => netns.run(|| work().map_err(Failed)).map_err(|Failed(e)| e),
+        None => work(),
+    }
+}
+
+/// Carries an error out of a namespace.
+struct Failed(anyhow::Error);
+
+impl From<peerpod_netlink::Error> for Failed {
+    fn from(error: peerpod_netlink::Error) -> Self {
+        Self(error.into())
     }
 }
 

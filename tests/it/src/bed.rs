@@ -163,6 +163,23 @@ impl Bed {
         Ok(found.with_context(|| format!("no {program} in the VM"))?.pid)
     }
 
+    /// Kills the node process, wherever it is just then, and has its parent wait before it starts another.
+    ///
+    /// # Errors
+    /// When it has no parent, or what `meanwhile` says.
+    pub async fn without_a_node(
+        &mut self,
+        meanwhile: impl Future<Output = anyhow::Result<()>>,
+    ) -> anyhow::Result<()> {
+        let parent = self.daemon.run_pid().context("no parent")?;
+        signal(parent, Signal::SIGSTOP)?;
+        // It may be dead already.
+        let _ = self.daemon.kill_node().await;
+        let done = meanwhile.await;
+        signal(parent, Signal::SIGCONT)?;
+        done
+    }
+
     /// Ends the daemon and looks once more.
     ///
     /// # Errors

@@ -10,6 +10,6 @@ mod plan;
 mod run;
 mod scenario;
 
-pub use plan::{Death, Plan};
+pub use plan::{Death, Log, Plan};
 pub use run::{Outcome, binaries, run};
 pub use scenario::Scenario;

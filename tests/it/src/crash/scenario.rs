@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use nix::fcntl::{Flock, FlockArg};
-use nix::sys::signal::Signal;
 use peerpod_standin::lab::wait_for;
 use peerpod_standin::shim::{PodSpec, Profile, Shim, ShimError};
 
-use crate::bed::{Bed, PATIENCE, signal};
+use crate::bed::{Bed, PATIENCE};
 use crate::stream::Stream;
 
 /// What is lived through.
@@ -163,7 +162,7 @@ async fn restart(bed: &mut Bed) -> anyhow::Result<()> {
         drop(lost);
         std::fs::remove_dir_all(state.join("pods").join(&sandbox)).context("lose a record")
     };
-    without_a_node(bed, meanwhile).await?;
+    bed.without_a_node(meanwhile).await?;
     bed.daemon.ready().await?;
     bed.lab.network().remove_pod(&lost_net).context("remove pod 2's namespace")?;
 
@@ -229,20 +228,6 @@ impl Drop for Unborn {
         // Only if it is empty.
         let _ = std::fs::remove_dir(&self.0);
     }
-}
-
-/// Kills the node process, wherever it is just then, and has its parent wait before it starts another.
-async fn without_a_node(
-    bed: &mut Bed,
-    meanwhile: impl Future<Output = anyhow::Result<()>>,
-) -> anyhow::Result<()> {
-    let parent = bed.daemon.run_pid().context("no parent")?;
-    signal(parent, Signal::SIGSTOP)?;
-    // It may be dead already.
-    let _ = bed.daemon.kill_node().await;
-    let done = meanwhile.await;
-    signal(parent, Signal::SIGCONT)?;
-    done
 }
 
 /// A record that nobody can read.
