@@ -78,9 +78,11 @@ struct Entry {
 const KNOWN: [&str; 5] = ["aws", "azure", "gcp", "libvirt", "local"];
 
 /// Those of them that cannot be built yet.
-const TO_COME: &[&str] = &["aws", "gcp", "libvirt"];
+const TO_COME: &[&str] = &["aws", "gcp"];
 
 const BUILT: &[Entry] = &[
+    #[cfg(feature = "libvirt")]
+    Entry { name: crate::libvirt::NAME, keys: crate::libvirt::keys, build: libvirt },
     #[cfg(feature = "local")]
     Entry { name: crate::local::NAME, keys: crate::local::keys, build: local },
     #[cfg(feature = "azure")]
@@ -101,6 +103,14 @@ fn azure(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, Regist
     let settings = Settings::from_values(values, &context.tags)
         .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
     Ok(Arc::new(Azure::new(settings, context)))
+}
+
+#[cfg(feature = "libvirt")]
+fn libvirt(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, RegistryError> {
+    use crate::libvirt::{Libvirt, NAME, Settings};
+    let settings = Settings::from_values(values)
+        .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
+    Ok(Arc::new(Libvirt::new(settings, context)))
 }
 
 /// The providers of this build.

@@ -10,7 +10,11 @@
 mod double;
 #[cfg(feature = "pods")]
 pub mod pods;
+#[cfg(feature = "libvirt")]
+mod libvirtd;
 mod server;
 
 pub use double::{CloudDouble, INSTALLATION};
+#[cfg(feature = "libvirt")]
+pub use libvirtd::{Leases, Libvirtd};
 pub use server::{Called, Server};
