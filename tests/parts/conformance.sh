@@ -9,10 +9,10 @@ cloud_packages() {
 
 # libvirt's double is libvirt: these of Debian's, which are many and start services where there is an init.
 libvirt_packages=(libvirt-dev pkg-config libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils
-    dnsmasq-base ovmf)
+    dnsmasq-base ovmf binutils)
 libvirt_there() {
     local program
-    for program in libvirtd virtlogd virsh qemu-system-x86_64 qemu-img dnsmasq; do
+    for program in libvirtd virtlogd virsh qemu-system-x86_64 qemu-img dnsmasq objcopy; do
         PATH=$PATH:/usr/sbin type -P "$program" >/dev/null || return 1
     done
     [ -e /usr/share/OVMF/OVMF_CODE_4M.fd ] && pkg-config --exists libvirt 2>/dev/null
@@ -32,8 +32,10 @@ conformance_libvirt() {
         return
     fi
     cargo_test conformance-libvirt-unit -p peerpod-providers --features libvirt --lib libvirt::
+    cargo build --quiet -p podvm
     # Each has a libvirtd and QEMUs of its own.
-    RUST_TEST_THREADS=1 cargo_test conformance-libvirt -p peerpod-clouds --features libvirt --test libvirt
+    RUST_TEST_THREADS=1 cargo_test conformance-libvirt -p peerpod-clouds --features libvirt \
+        --test libvirt --test libvirt_boot
 }
 
 part_conformance() {

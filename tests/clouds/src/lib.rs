@@ -8,10 +8,10 @@
 //! Whole pods over a double: `pods`.
 
 mod double;
-#[cfg(feature = "pods")]
-pub mod pods;
 #[cfg(feature = "libvirt")]
 mod libvirtd;
+#[cfg(feature = "pods")]
+pub mod pods;
 mod server;
 
 pub use double::{CloudDouble, INSTALLATION};
