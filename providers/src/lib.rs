@@ -18,6 +18,8 @@ pub mod common;
 pub mod conformance;
 pub mod error;
 pub mod fake;
+#[cfg(feature = "azure")]
+mod http;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 #[cfg(feature = "local")]

@@ -1,7 +1,6 @@
 //! A thin client of Azure Resource Manager: tokens, budgets, pages, and what refusals mean.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use azure_core::cloud::{CloudConfiguration, CustomConfiguration};
 use azure_core::credentials::{Secret, TokenCredential};
@@ -18,9 +17,10 @@ use serde_json::Value;
 
 use super::NAME;
 use super::error::Refusal;
-use super::http::{Answer, Http, NoAnswer};
+use super::http::{Http, NoToken};
 use super::settings::{self, Identity, Settings};
 use crate::budget::Budget;
+use crate::http::{Answer, NoAnswer};
 use crate::{Error, Kind};
 
 /// `Microsoft.Compute`: VMs.
@@ -205,7 +205,7 @@ impl Arm {
             return Ok(answer);
         }
         let refusal = Refusal {
-            after: retry_after(&answer),
+            after: answer.retry_after(),
             request: answer.header("x-ms-request-id").unwrap_or_default().to_owned(),
             ..Refusal::read(status, &answer.body)
         };
@@ -270,7 +270,7 @@ impl Arm {
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         let mut kind = Kind::Denied;
         while let Some(e) = cause {
-            if e.is::<NoAnswer>() {
+            if e.is::<NoToken>() {
                 kind = Kind::Unavailable;
             }
             cause = e.source();
@@ -334,12 +334,6 @@ pub(super) fn malformed(operation: &'static str, what: &str, text: &str) -> Erro
 
 fn no_answer(operation: &'static str, what: &str, error: NoAnswer) -> Error {
     Error::new(NAME, operation, Kind::Unavailable, format!("{what}: no answer")).caused_by(error)
-}
-
-/// Seconds; Azure never gives a date.
-pub(super) fn retry_after(answer: &Answer) -> Option<Duration> {
-    let seconds: f64 = answer.header("retry-after")?.trim().parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
 }
 
 /// An error with its causes; none of them has a token or a secret.

@@ -147,23 +147,6 @@ pub(super) fn image(text: &str) -> Result<String, &'static str> {
     }
 }
 
-/// A URL without path; `http` for this machine alone, where doubles are.
-pub(super) fn endpoint(text: &str) -> Result<String, &'static str> {
-    let bad = "is not a URL such as https://management.azure.com";
-    let url: hyper::Uri = text.trim_end_matches('/').parse().map_err(|_| bad)?;
-    let host = url.host().ok_or(bad)?.trim_matches(['[', ']']);
-    if !matches!(url.path(), "" | "/") || url.query().is_some() {
-        return Err(bad);
-    }
-    let loopback = host.parse::<std::net::IpAddr>().is_ok_and(|a| a.is_loopback());
-    match url.scheme_str() {
-        Some("https") => Ok(text.trim_end_matches('/').to_owned()),
-        Some("http") if loopback => Ok(text.trim_end_matches('/').to_owned()),
-        Some("http") => Err("is plain http, which only an address of this machine may be"),
-        _ => Err(bad),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,26 +170,6 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(image_kind(id), kind, "{id}");
-        }
-    }
-
-    #[test]
-    fn an_endpoint_is_a_whole_url_and_plain_http_stays_on_this_machine() {
-        assert_eq!(
-            endpoint("https://management.azure.cn/"),
-            Ok("https://management.azure.cn".into())
-        );
-        assert_eq!(endpoint("http://[::1]:8080"), Ok("http://[::1]:8080".into()));
-        for bad in [
-            "http://10.0.0.1",
-            "http://localhost",
-            "https://x/path",
-            "https://x?y",
-            "x",
-            "ftp://x",
-            "",
-        ] {
-            assert!(endpoint(bad).is_err(), "{bad}");
         }
     }
 

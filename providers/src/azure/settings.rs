@@ -6,6 +6,7 @@ use super::id;
 use super::ssh;
 use crate::budget::Rate;
 use crate::common::{self, Class, Common};
+use crate::http;
 use crate::settings::{Key, Reader, SettingsError, Values};
 use crate::tags::{self, TagRules};
 
@@ -345,8 +346,8 @@ impl Settings {
             None => Some(ssh::nobodys().to_owned()),
         };
         let ssh_user = reader.parsed(&SSH_USER, ssh::user);
-        let arm = reader.parsed(&ARM, id::endpoint);
-        let authority = reader.parsed(&AUTHORITY, id::endpoint);
+        let arm = reader.parsed(&ARM, http::endpoint);
+        let authority = reader.parsed(&AUTHORITY, http::endpoint);
         Some(Self {
             identity: identity?,
             subscription: subscription?,

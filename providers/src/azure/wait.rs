@@ -7,9 +7,9 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::NAME;
-use super::client::{Arm, Call, Class, malformed, object, retry_after};
+use super::client::{Arm, Call, Class, malformed, object};
 use super::error::Refusal;
-use super::http::Answer;
+use crate::http::Answer;
 use crate::{Error, Kind};
 
 /// Between two looks when Azure says nothing: at first, after [`YOUNG`], and never less than the last.
@@ -41,7 +41,7 @@ pub(super) enum Progress {
 impl Operation {
     /// What an accepted call has begun; `None` if it is done already.
     pub(super) fn of(answer: &Answer) -> Option<Self> {
-        let after = retry_after(answer);
+        let after = answer.retry_after();
         let found = |name| answer.header(name).map(str::to_owned);
         if let Some(url) = found("azure-asyncoperation") {
             return Some(Self { url, has_status: true, after });
@@ -53,7 +53,7 @@ impl Operation {
     pub(super) async fn look(&self, arm: &Arm, operation: &'static str) -> Result<Progress, Error> {
         let call = Call::get(operation, Class::Operation, self.url.clone());
         let answer = arm.call(call).await?;
-        let after = retry_after(&answer);
+        let after = answer.retry_after();
         if answer.status == 202 {
             return Ok(Progress::Pending(after));
         }
