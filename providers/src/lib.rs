@@ -18,7 +18,9 @@ pub mod common;
 pub mod conformance;
 pub mod error;
 pub mod fake;
-#[cfg(feature = "azure")]
+#[cfg(feature = "gcp")]
+pub mod gcp;
+#[cfg(any(feature = "azure", feature = "gcp"))]
 mod http;
 #[cfg(feature = "libvirt")]
 pub mod libvirt;

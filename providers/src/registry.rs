@@ -78,7 +78,7 @@ struct Entry {
 const KNOWN: [&str; 5] = ["aws", "azure", "gcp", "libvirt", "local"];
 
 /// Those of them that cannot be built yet.
-const TO_COME: &[&str] = &["aws", "gcp"];
+const TO_COME: &[&str] = &["aws"];
 
 const BUILT: &[Entry] = &[
     #[cfg(feature = "libvirt")]
@@ -87,6 +87,8 @@ const BUILT: &[Entry] = &[
     Entry { name: crate::local::NAME, keys: crate::local::keys, build: local },
     #[cfg(feature = "azure")]
     Entry { name: crate::azure::NAME, keys: crate::azure::keys, build: azure },
+    #[cfg(feature = "gcp")]
+    Entry { name: crate::gcp::NAME, keys: crate::gcp::keys, build: gcp },
 ];
 
 #[cfg(feature = "local")]
@@ -95,6 +97,14 @@ fn local(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, Regist
     let settings = Settings::from_values(values, &context.program, &context.search)
         .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
     Ok(Arc::new(Local::new(settings, &context.installation)))
+}
+
+#[cfg(feature = "gcp")]
+fn gcp(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, RegistryError> {
+    use crate::gcp::{Gcp, NAME, Settings};
+    let settings = Settings::from_values(values, context)
+        .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
+    Ok(Arc::new(Gcp::new(settings, context)))
 }
 
 #[cfg(feature = "azure")]
