@@ -60,6 +60,19 @@ pub struct Volume {
     pub disk: String,
     /// Number by which the VM finds it, where the cloud has such numbers (Azure).
     pub lun: u32,
+    /// Nothing is to be written to it, where the cloud can see to that.
+    #[serde(default)]
+    pub read_only: bool,
+    /// File system that it holds or will hold; for people, no provider makes one.
+    #[serde(default)]
+    pub fs: String,
+}
+
+impl Volume {
+    /// A disk that is written to, of which nothing else is known.
+    pub fn new(disk: impl Into<String>, lun: u32) -> Self {
+        Self { disk: disk.into(), lun, read_only: false, fs: String::new() }
+    }
 }
 
 /// Bytes for the VM alone; holds a private key, so it never prints.

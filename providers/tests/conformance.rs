@@ -71,7 +71,7 @@ impl Double for FakeDouble {
     }
 
     fn volume(&self) -> Option<Volume> {
-        Some(Volume { disk: "disk-1".to_owned(), lun: 0 })
+        Some(Volume::new("disk-1", 0))
     }
 
     fn budgets(&self) -> bool {

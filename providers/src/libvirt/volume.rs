@@ -119,7 +119,7 @@ pub(super) fn of_pod(
     }
     let taken = taken(host, uuid)?;
     let mut disks: Vec<PodDisk> = Vec::new();
-    for Volume { disk: name, lun } in volumes {
+    for Volume { disk: name, lun, .. } in volumes {
         let what = format!("volume {name:?}");
         let refuse = |e| host.refuse(&what, &e);
         let volume = locate(host, pool, name)?;

@@ -21,8 +21,10 @@ mod process;
 mod settings;
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::File;
 use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +37,7 @@ pub use settings::{Settings, keys};
 
 use crate::{
     Candidate, Deletion, Error, Kind, Provider, Report, Resource, ResourceKind, UserDataLimit, Vm,
-    VmName, VmRef, VmSpec, tags,
+    VmName, VmRef, VmSpec, Volume, tags,
 };
 use directory::{Directory, LockError, Record};
 use guest::Boot;
@@ -168,7 +170,7 @@ impl Shared {
         };
         // A guest that was killed halfway may have left it.
         network::remove_port(&record.name).map_err(|e| network_error("create", &e))?;
-        let boot = self.boot(&record, mtu)?;
+        let boot = self.boot(&record, spec, mtu)?;
         let console = directory.prepare_start(&spec.user_data.0, &boot).map_err(io)?;
         Ok(Found::Ready { vm: record.as_vm(), directory, console })
     }
@@ -213,14 +215,14 @@ impl Shared {
         Ok(address)
     }
 
-    fn boot(&self, record: &Record, mtu: u32) -> Result<Boot, Error> {
+    fn boot(&self, record: &Record, spec: &VmSpec, mtu: u32) -> Result<Boot, Error> {
         let address = IpNetwork::new(record.address, self.settings.cidr.prefix());
         Ok(Boot {
             name: record.name.clone(),
             address: address.map_err(|e| io_error("create", std::io::Error::other(e)))?,
             gateway: self.settings.gateway(),
             mtu,
-            podvm: self.settings.podvm.clone(),
+            podvm: with_disks(self.settings.podvm.clone(), &spec.volumes),
             agent: self.settings.agent.clone(),
             boot_delay: self.settings.boot_delay,
         })
@@ -288,12 +290,28 @@ fn resource(record: Record, runs: bool) -> Resource {
     }
 }
 
+/// A disk of this machine is the VM's because its podvm is told of it, and of no other.
+fn with_disks(mut podvm: Vec<OsString>, volumes: &[Volume]) -> Vec<OsString> {
+    if podvm.len() == 1 && !volumes.is_empty() {
+        podvm.push("run".into());
+    }
+    podvm.extend(volumes.iter().map(|v| format!("--disk={0}={0}", v.disk).into()));
+    podvm
+}
+
 /// What can be said before anything is touched.
 fn refuse_malformed(spec: &VmSpec) -> Result<(), Error> {
     let refuse = |message| Err(Error::new(NAME, "create", Kind::Invalid, message));
     let name = &spec.name;
     if !name.is_legal() {
         return refuse(format!("the name {:?} is not a VM's", name.as_str()));
+    }
+    for volume in &spec.volumes {
+        let found = std::fs::metadata(&volume.disk);
+        let is_device = found.is_ok_and(|f| f.file_type().is_block_device());
+        if !volume.disk.starts_with("/dev/") || !is_device {
+            return refuse(format!("volume {:?} is no block device of this machine", volume.disk));
+        }
     }
     USER_DATA_LIMIT.refuse(NAME, &spec.user_data)
 }

@@ -140,10 +140,7 @@ async fn all_rows_are_kept() -> anyhow::Result<()> {
         report,
         candidate: candidate(),
         page: 3,
-        volume: Some(Volume {
-            disk: format!("{GROUP}/providers/Microsoft.Compute/disks/data-1"),
-            lun: 0,
-        }),
+        volume: Some(Volume::new(format!("{GROUP}/providers/Microsoft.Compute/disks/data-1"), 0)),
         exempt: &[],
         unsaid: &[],
     };

@@ -143,7 +143,7 @@ async fn all_rows_are_kept() -> anyhow::Result<()> {
         report,
         candidate: candidate(),
         page: 3,
-        volume: Some(Volume { disk: "data-1".to_owned(), lun: 0 }),
+        volume: Some(Volume::new("data-1", 0)),
         exempt: &[],
         unsaid: &[],
     };

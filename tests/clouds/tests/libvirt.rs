@@ -105,7 +105,7 @@ impl Double for Real {
     }
 
     fn volume(&self) -> Option<Volume> {
-        Some(Volume { disk: "data.raw".to_owned(), lun: 0 })
+        Some(Volume::new("data.raw", 0))
     }
 
     fn inject(&self, injection: Injection) -> bool {
@@ -221,7 +221,7 @@ async fn what_is_wrong_is_named_before_and_by_create() -> anyhow::Result<()> {
     let good = spec(&report, 1);
     let hostile = VmSpec { template: "{\"pool\":1}".to_owned(), ..good.clone() };
     let no_image = VmSpec { image: Some("nowhere".to_owned()), ..good.clone() };
-    let disk = Volume { disk: "nowhere".to_owned(), lun: 0 };
+    let disk = Volume::new("nowhere", 0);
     let no_volume = VmSpec { volumes: vec![disk], ..good.clone() };
     for (bad, says) in [(hostile, "template"), (no_image, "nowhere"), (no_volume, "nowhere")] {
         let error = provider.create(&bad, &candidate()).await.expect_err("refused");
@@ -316,7 +316,7 @@ async fn only_a_pods_own_volume_is_lent() -> anyhow::Result<()> {
     let provider = provider(&libvirtd.uri(), &[])?;
     let report = provider.check().await?;
     let with = |n: usize, disks: &[&str]| {
-        let volume = |disk: &&str| Volume { disk: (*disk).to_owned(), lun: 0 };
+        let volume = |disk: &&str| Volume::new(*disk, 0);
         VmSpec { volumes: disks.iter().map(volume).collect(), ..spec(&report, n) }
     };
     let first = with(1, &["data.raw"]);

@@ -80,7 +80,7 @@ fn an_ordinary_spot_vm_with_public_address_and_volumes() {
     let template = Template { confidential: false, public_ip: true, ..template() };
     let mut spec = spec();
     let disk = |name: &str| format!("{GROUP}/Microsoft.Compute/disks/{name}");
-    spec.volumes = vec![Volume { disk: disk("b"), lun: 7 }, Volume { disk: disk("a"), lun: 3 }];
+    spec.volumes = vec![Volume::new(disk("b"), 7), Volume::new(disk("a"), 3)];
     let body = template.body(&spec, &at(Market::Spot, None)).expect("a body");
     assert_eq!(*get(&body, "/properties/securityProfile"), Value::Null);
     assert_eq!(*get(&body, "/zones"), Value::Null);
@@ -111,7 +111,7 @@ fn a_disk_is_never_smaller_than_its_image() {
 #[test]
 fn volumes_and_images_that_are_none_are_refused_by_name() {
     let disk = format!("{GROUP}/Microsoft.Compute/disks/a");
-    let volume = |disk: &str, lun| Volume { disk: disk.to_owned(), lun };
+    let volume = |disk: &str, lun| Volume::new(disk, lun);
     for volumes in [
         vec![volume("disk-a", 0)],
         vec![volume(&disk, 64)],

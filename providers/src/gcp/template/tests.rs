@@ -176,7 +176,7 @@ fn a_disk_is_never_smaller_than_its_image() {
 #[test]
 fn volumes_and_images_that_are_none_are_refused_by_name() {
     let at = at("e2-medium", Market::OnDemand);
-    let volume = |disk: &str| vec![Volume { disk: disk.to_owned(), lun: 0 }];
+    let volume = |disk: &str| vec![Volume::new(disk, 0)];
     let spec = VmSpec { volumes: volume("data-1"), ..spec() };
     let whole = "projects/pods-123456/zones/europe-west1-b/disks/data-1";
     has(
