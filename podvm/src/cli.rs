@@ -9,6 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use podvm::contract;
 
 use crate::userdata::SourceChoice;
+use crate::volumes::hand;
 
 const FORWARDER: &str = "forwarder";
 const PROCESS_USER_DATA: &str = "process-user-data";
@@ -35,6 +36,27 @@ pub(crate) enum Command {
     ProcessUserData(ProcessUserData),
     /// Only the pod network and the forwarder, from files that are there.
     Forwarder(Forwarder),
+    /// The process that makes file systems; podvm starts it itself.
+    #[command(name = hand::NAME, hide = true)]
+    VolumeHand(VolumeHand),
+}
+
+impl Command {
+    /// The forwarder, where one is to run.
+    pub(crate) fn serve(&self) -> Option<&Serve> {
+        match self {
+            Self::Run(args) => Some(&args.serve),
+            Self::Forwarder(args) if args.job.is_none() => Some(&args.serve),
+            Self::Forwarder(_) | Self::ProcessUserData(_) | Self::VolumeHand(_) => None,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VolumeHand {
+    /// Where volumes are mounted.
+    #[arg(long)]
+    pub(crate) base: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -139,6 +161,37 @@ pub(crate) struct Serve {
     /// Never choose peerpod-link/1: each connection stands for itself, as with older images.
     #[arg(long)]
     pub(crate) plain_link: bool,
+    #[command(flatten)]
+    pub(crate) volumes: Volumes,
+}
+
+/// The pod's volumes.
+#[derive(Debug, Args)]
+pub(crate) struct Volumes {
+    /// Where they are mounted.
+    #[arg(long, default_value = contract::VOLUMES)]
+    pub(crate) volume_dir: PathBuf,
+    /// Socket of the confidential data hub, which mounts encrypted ones.
+    #[arg(long, default_value = contract::CDH_SOCKET)]
+    pub(crate) cdh_socket: PathBuf,
+    /// How long a disk may take to appear, in seconds.
+    #[arg(long, default_value = "60", value_parser = seconds)]
+    pub(crate) disk_wait: Duration,
+    /// A disk's id and its device (may be repeated); then there are no others. Otherwise disks are known
+    /// by the cloud's id, their serial or, on Azure, their LUN.
+    #[arg(long, value_name = "ID=DEVICE", value_parser = disk)]
+    pub(crate) disk: Vec<(String, PathBuf)>,
+    /// Whether the VM is a confidential one, in which empty disks are not formatted without a key; auto
+    /// looks at the machine.
+    #[arg(long, value_enum, default_value_t = Confidential::Auto)]
+    pub(crate) confidential: Confidential,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Confidential {
+    Auto,
+    Yes,
+    No,
 }
 
 /// How much is logged, to stderr.
@@ -176,6 +229,16 @@ fn seconds(text: &str) -> Result<Duration, String> {
     let number = text.strip_suffix('s').unwrap_or(text);
     let whole: u32 = number.parse().map_err(|_| "not a whole number of seconds".to_owned())?;
     Ok(Duration::from_secs(whole.into()))
+}
+
+/// An id may hold a '=', a device does not.
+fn disk(text: &str) -> Result<(String, PathBuf), String> {
+    match text.rsplit_once('=') {
+        Some((id, device)) if !id.is_empty() && device.starts_with("/dev/") => {
+            Ok((id.to_owned(), device.into()))
+        }
+        _ => Err("not of the form ID=/dev/NAME".to_owned()),
+    }
 }
 
 /// Go's form of an address: the host may be left out.
@@ -274,5 +337,16 @@ mod tests {
         }
         assert!(parse("podvm run --listen nowhere").is_err());
         assert!(parse("podvm run --cert-file /a").is_err());
+    }
+
+    #[test]
+    fn disks_are_given_by_id_and_device() {
+        let disks =
+            forwarder("podvm forwarder --disk a=b=/dev/loop0 --disk c=/dev/sdc").serve.volumes.disk;
+        let of = |id: &str, device: &str| (id.to_owned(), PathBuf::from(device));
+        assert_eq!(disks, [of("a=b", "/dev/loop0"), of("c", "/dev/sdc")]);
+        for wrong in ["x", "=/dev/sdb", "x=sdb", "x=/etc/passwd"] {
+            assert!(parse(&format!("podvm forwarder --disk {wrong}")).is_err(), "{wrong}");
+        }
     }
 }

@@ -21,6 +21,10 @@ pub const USER_DATA: &str = "/media/cidata/user-data";
 pub const PODNS: &str = "/run/netns/podns";
 /// Where kata-agent listens.
 pub const AGENT_SOCKET: &str = "/run/kata-containers/agent.sock";
+/// Where the confidential data hub listens.
+pub const CDH_SOCKET: &str = "/run/confidential-containers/cdh.sock";
+/// Where the pod's volumes are mounted.
+pub const VOLUMES: &str = "/run/cloud-volumes";
 /// Largest auth.json that is sent, in bytes.
 pub const AUTH_LIMIT: usize = 12_288;
 /// Largest user data that are read at all, in bytes (Azure's 64 KiB of base64 is the largest a

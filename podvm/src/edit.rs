@@ -1,12 +1,16 @@
-//! The two calls that are changed on their way to the agent. The agent judges by its policy what
-//! arrives there, so these edits are part of what policy authors rely on: they are written down in
+//! The calls that are looked at on their way to the agent. The agent judges by its policy what arrives
+//! there, so these edits are part of what policy authors rely on: they are written down in
 //! podvm/README.md and stay as they are.
 //!
 //! ```text
 //!   CreateContainer  OCI.Linux.Namespaces: the entry of type "network" gets the pod's namespace as its
 //!                    path; without such an entry one is added to the last Linux part
+//!                    OCI.Mounts of volumes: another source, and bind as their type
 //!   CreateSandbox    dns goes, so that the VM keeps its own resolver
+//!   DestroySandbox   passes as it came, once the volumes are away
 //! ```
+
+use std::collections::BTreeMap;
 
 use peerpod_tunnel::link::frame::MAX_PAYLOAD;
 use peerpod_tunnel::link::wire::{self, WireError};
@@ -14,6 +18,7 @@ use peerpod_tunnel::link::wire::{self, WireError};
 const SERVICE: &[u8] = b"grpc.AgentService";
 const CREATE_CONTAINER: &[u8] = b"CreateContainer";
 const CREATE_SANDBOX: &[u8] = b"CreateSandbox";
+const DESTROY_SANDBOX: &[u8] = b"DestroySandbox";
 
 /// Fields of ttrpc's Request.
 const METHOD: u32 = 2;
@@ -27,10 +32,114 @@ const NAMESPACES: u32 = 6;
 /// LinuxNamespace.
 const TYPE: u32 = 1;
 const PATH: u32 = 2;
+/// Request.timeout_nano.
+const TIMEOUT: u32 = 4;
+/// Spec.Mounts, Spec.Annotations and what is in them.
+const MOUNTS: u32 = 5;
+const DESTINATION: u32 = 1;
+const SOURCE: u32 = 2;
+const MOUNT_TYPE: u32 = 3;
+const ANNOTATIONS: u32 = 7;
+const KEY: u32 = 1;
+const VALUE: u32 = 2;
 
-/// Whether calls of this method are edited.
+/// Whether calls of this method are held and looked at.
 pub fn wanted(service: &[u8], method: &[u8]) -> bool {
-    service == SERVICE && (method == CREATE_CONTAINER || method == CREATE_SANDBOX)
+    service == SERVICE && [CREATE_CONTAINER, CREATE_SANDBOX, DESTROY_SANDBOX].contains(&method)
+}
+
+/// What of a held call has to do with the VM's file systems.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Nothing.
+    Other,
+    /// A container is to be made.
+    Container(Container),
+    /// The pod is at its end.
+    Destroy,
+}
+
+/// What of a CreateContainer has to do with the VM's file systems.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Container {
+    /// How long the caller will wait, in nanoseconds; 0 is for ever.
+    pub timeout_nano: u64,
+    /// OCI annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// OCI mounts.
+    pub mounts: Vec<Mount>,
+}
+
+/// One OCI mount.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// Where in the container.
+    pub destination: String,
+    /// What.
+    pub source: String,
+    /// Type of file system, or bind.
+    pub kind: String,
+}
+
+impl Mount {
+    fn read(mount: &[u8]) -> Self {
+        let text = |number| wire::text(mount, number).unwrap_or_default().to_owned();
+        Self { destination: text(DESTINATION), source: text(SOURCE), kind: text(MOUNT_TYPE) }
+    }
+}
+
+/// Looks at a held ttrpc request.
+///
+/// # Errors
+/// When it is no protobuf.
+pub fn call(request: &[u8]) -> Result<Call, WireError> {
+    wire::walk(request).try_for_each(|field| field.map(drop))?;
+    match wire::text(request, METHOD).unwrap_or_default().as_bytes() {
+        DESTROY_SANDBOX => Ok(Call::Destroy),
+        CREATE_CONTAINER => container(request).map(Call::Container),
+        _ => Ok(Call::Other),
+    }
+}
+
+fn container(request: &[u8]) -> Result<Container, WireError> {
+    let mut found =
+        Container { timeout_nano: wire::number_of(request, TIMEOUT)?, ..Container::default() };
+    each(request, PAYLOAD, |payload| {
+        each(payload, OCI, |spec| {
+            each(spec, ANNOTATIONS, |entry| {
+                let text = |number| wire::text(entry, number).unwrap_or_default().to_owned();
+                found.annotations.insert(text(KEY), text(VALUE));
+                Ok(())
+            })?;
+            each(spec, MOUNTS, |mount| {
+                found.mounts.push(Mount::read(mount));
+                Ok(())
+            })
+        })
+    })?;
+    Ok(found)
+}
+
+/// Gives mounts of a held CreateContainer another source and the type bind; `source` says which. All
+/// else stays byte for byte.
+///
+/// # Errors
+/// When the request is no protobuf.
+pub fn bind(
+    request: &[u8],
+    source: impl Fn(&Mount) -> Option<String>,
+) -> Result<Vec<u8>, WireError> {
+    wire::map(request, PAYLOAD, |payload| {
+        wire::map(payload, OCI, |spec| {
+            wire::map(spec, MOUNTS, |mount| {
+                let Some(new) = source(&Mount::read(mount)) else { return Ok(mount.to_vec()) };
+                let mut mount = wire::without(&wire::without(mount, SOURCE)?, MOUNT_TYPE)?;
+                wire::put(&mut mount, SOURCE, new.as_bytes());
+                wire::put(&mut mount, MOUNT_TYPE, b"bind");
+                Ok::<_, WireError>(mount)
+            })
+        })
+    })
 }
 
 /// What becomes of a request.
@@ -81,11 +190,11 @@ impl Edits {
     fn edit(&self, request: &[u8]) -> Result<Vec<u8>, WireError> {
         // The whole of it, before any part is looked at.
         wire::walk(request).try_for_each(|field| field.map(drop))?;
-        let method = wire::text(request, METHOD).unwrap_or_default();
-        if method.as_bytes() == CREATE_SANDBOX {
-            return wire::map(request, PAYLOAD, |payload| wire::without(payload, DNS));
+        match wire::text(request, METHOD).unwrap_or_default().as_bytes() {
+            CREATE_SANDBOX => wire::map(request, PAYLOAD, |payload| wire::without(payload, DNS)),
+            DESTROY_SANDBOX => Ok(request.to_vec()),
+            _ => wire::map(request, PAYLOAD, |payload| self.create_container(payload)),
         }
-        wire::map(request, PAYLOAD, |payload| self.create_container(payload))
     }
 
     fn create_container(&self, payload: &[u8]) -> Result<Vec<u8>, WireError> {
@@ -271,6 +380,48 @@ mod tests {
     }
 
     #[test]
+    fn volumes_are_seen_and_their_mounts_bound_and_nothing_else_changes() {
+        let mount = |destination: &str, source: &str| {
+            let fields: [(u32, &[u8]); 4] = [
+                (DESTINATION, destination.as_bytes()),
+                (SOURCE, source.as_bytes()),
+                (MOUNT_TYPE, b"ext4"),
+                (4, b"rw"),
+            ];
+            message(&fields)
+        };
+        let entry = message(&[(KEY, b"a"), (VALUE, b"b")]);
+        let spec = |moved: &[u8]| {
+            let other = mount("/etc/hosts", "/run/kata/hosts");
+            message(&[(MOUNTS, &other), (ANNOTATIONS, &entry), (MOUNTS, moved), (88, b"s")])
+        };
+        let request = call("CreateContainer", message(&[(OCI, &spec(&mount("/data", "/csi")))]));
+        let Ok(Call::Container(found)) = super::call(&request) else { panic!("{request:?}") };
+        assert_eq!(found.timeout_nano, 9);
+        assert_eq!(found.annotations, BTreeMap::from([("a".to_owned(), "b".to_owned())]));
+        let [_, data] = &found.mounts[..] else { panic!("{found:?}") };
+        assert_eq!((&*data.destination, &*data.source, &*data.kind), ("/data", "/csi", "ext4"));
+        let of = |m: &Mount| (m.destination == "/data").then(|| "/run/cloud-volumes/v".to_owned());
+        let bound = message(&[
+            (DESTINATION, b"/data"),
+            (4, b"rw"),
+            (SOURCE, b"/run/cloud-volumes/v"),
+            (MOUNT_TYPE, b"bind"),
+        ]);
+        let wanted = call("CreateContainer", message(&[(OCI, &spec(&bound))]));
+        assert_eq!(bind(&request, of).expect("edits"), wanted);
+        assert_eq!(bind(&request, |_| None).expect("edits"), request);
+    }
+
+    #[test]
+    fn the_end_of_a_sandbox_passes_as_it_came() {
+        let request = call("DestroySandbox", message(&[(OCI, &message(&[(LINUX, b"")]))]));
+        assert_eq!(super::call(&request), Ok(Call::Destroy));
+        assert_eq!(Edits::new("/p".to_owned()).apply(&request), Edited::Same);
+        assert!(wanted(b"grpc.AgentService", b"DestroySandbox"));
+    }
+
+    #[test]
     fn what_does_not_parse_or_grows_too_long_is_answered_here() {
         let broken = edit("CreateContainer", b"\x32\x7f".to_vec());
         assert!(matches!(broken, Edited::Refused(INVALID_ARGUMENT, _)), "{broken:?}");
@@ -288,6 +439,11 @@ mod tests {
             edits.apply(&bytes);
             edits.apply(&call(method, bytes.clone()));
             edits.apply(&call(method, message(&[(OCI, &message(&[(LINUX, &bytes)]))])));
+            let _ = super::call(&bytes);
+            let spec = message(&[(MOUNTS, &bytes), (ANNOTATIONS, &bytes)]);
+            let request = call(method, message(&[(OCI, &spec)]));
+            super::call(&request).expect("it is protobuf");
+            let _ = bind(&request, |_| Some("/v".to_owned()));
         }
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod apf;
 pub mod cloud_config;
+pub mod cloud_volumes;
 pub mod contract;
 pub mod edit;
 pub mod initdata;

@@ -17,11 +17,13 @@ mod privilege;
 mod provision;
 mod run;
 mod userdata;
+mod volumes;
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use tokio_util::sync::CancellationToken;
+use volumes::hand::Hand;
 
 #[global_allocator]
 static ALLOCATOR: peerpod_tunnel::wipe::Allocator = peerpod_tunnel::wipe::Allocator;
@@ -32,9 +34,7 @@ fn main() -> ExitCode {
     peerpod_tunnel::link::tls::install_ring();
     let cli = cli::Cli::parse_from(cli::arguments(std::env::args_os()));
     cli.log.start();
-    let result =
-        privilege::take().and_then(|()| runtime()).and_then(|runtime| runtime.block_on(work(cli)));
-    match result {
+    match begin(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
@@ -43,17 +43,33 @@ fn main() -> ExitCode {
     }
 }
 
+/// What has to be done before there are threads, and then the work.
+fn begin(cli: cli::Cli) -> anyhow::Result<()> {
+    if let cli::Command::VolumeHand(args) = cli.command {
+        privilege::take_for_volumes()?;
+        return volumes::hand::serve(&args.base);
+    }
+    let hand = cli.command.serve().and_then(|serve| {
+        let started = Hand::start(&serve.volumes.volume_dir);
+        started.inspect_err(|e| tracing::warn!("no {}: {e}", volumes::hand::NAME)).ok()
+    });
+    privilege::take()?;
+    runtime()?.block_on(work(cli, hand))
+}
+
 /// Few threads: a pod has few connections, and its VM's processors are for the pod.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }
 
-async fn work(cli: cli::Cli) -> anyhow::Result<()> {
+async fn work(cli: cli::Cli, hand: Option<Hand>) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     run::stop_on_signals(stop.clone())?;
     match cli.command {
-        cli::Command::Run(args) => run::run(args, stop).await,
+        cli::Command::Run(args) => run::run(args, hand, stop).await,
         cli::Command::ProcessUserData(args) => run::process_user_data(args, stop).await,
-        cli::Command::Forwarder(args) => run::forwarder(args, stop).await,
+        cli::Command::Forwarder(args) => run::forwarder(args, hand, stop).await,
+        // It has gone its own way.
+        cli::Command::VolumeHand(_) => Ok(()),
     }
 }

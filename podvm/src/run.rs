@@ -15,7 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::forwarder::{Forwarder, Settings};
-use crate::{cli, listener, network, provision};
+use crate::volumes::hand::Hand;
+use crate::volumes::{self, Volumes};
+use crate::{cli, listener, network, provision, userdata};
 
 /// Cancels `stop` at the first SIGTERM or SIGINT; a second one leaves at once.
 pub(crate) fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
@@ -50,24 +52,38 @@ pub(crate) async fn process_user_data(
 }
 
 /// `podvm forwarder`.
-pub(crate) async fn forwarder(args: cli::Forwarder, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn forwarder(
+    args: cli::Forwarder,
+    hand: Option<Hand>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     if args.job.is_some() {
         print_version();
         return Ok(());
     }
     let early = listener::early(args.serve.listen).await?;
-    serve(&args.serve, &args.config, early, stop).await
+    serve(&args.serve, &args.config, Begun { early, hand }, stop).await
 }
 
 /// `podvm run`.
-pub(crate) async fn run(args: cli::Run, stop: CancellationToken) -> anyhow::Result<()> {
+pub(crate) async fn run(
+    args: cli::Run,
+    hand: Option<Hand>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let early = listener::early(args.serve.listen).await?;
     let config = args.user_data.run_dir.join("apf.json");
     tokio::select! {
         done = provision::provision(&args.user_data, Some(config.clone())) => done?,
         () = stop.cancelled() => return Ok(()),
     }
-    serve(&args.serve, &config, early, stop).await
+    serve(&args.serve, &config, Begun { early, hand }, stop).await
+}
+
+/// What was begun before the VM's files were there.
+struct Begun {
+    early: Option<TcpListener>,
+    hand: Option<Hand>,
 }
 
 fn print_version() {
@@ -77,7 +93,7 @@ fn print_version() {
 async fn serve(
     args: &cli::Serve,
     config: &Path,
-    early: Option<TcpListener>,
+    begun: Begun,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let apf = read_apf(config).await?;
@@ -94,7 +110,7 @@ async fn serve(
         };
         tracing::info!(worker = %underlay.worker, vni = guest.vni, "pod network stands");
     }
-    let served = listen_and_serve(args, config, early, tls, stop).await;
+    let served = listen_and_serve(args, config, begun, tls, stop).await;
     if let Some(guest) = network {
         network::down(guest).await?;
         tracing::info!("pod network taken away");
@@ -105,16 +121,17 @@ async fn serve(
 async fn listen_and_serve(
     args: &cli::Serve,
     config: &Path,
-    early: Option<TcpListener>,
+    begun: Begun,
     tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let listener = match early {
+    let listener = match begun.early {
         Some(listener) => listener,
         None => listener::listen(args.listen).await?,
     };
     let address = listener::name(&listener);
-    let forwarder = Forwarder::new(listener, settings(args, config), tls);
+    let volumes = Volumes::new(volumes(&args.volumes), begun.hand);
+    let forwarder = Forwarder::new(listener, settings(args, config), tls, volumes);
     tracing::info!(%address, "forwarder serves");
     peerpod_tunnel::wipe::end();
     notify(&[sd_notify::NotifyState::Ready]);
@@ -137,6 +154,22 @@ fn settings(args: &cli::Serve, config: &Path) -> Settings {
         podns: args.pod_namespace.display().to_string(),
         agent_wait: args.agent_wait,
         frame_stall: args.frame_stall,
+    }
+}
+
+fn volumes(args: &cli::Volumes) -> volumes::Settings {
+    let (azure, confidential) = userdata::machine();
+    volumes::Settings {
+        base: args.volume_dir.clone(),
+        cdh: args.cdh_socket.clone(),
+        wait: args.disk_wait,
+        confidential: match args.confidential {
+            cli::Confidential::Auto => confidential,
+            cli::Confidential::Yes => true,
+            cli::Confidential::No => false,
+        },
+        azure,
+        disks: args.disk.iter().cloned().collect(),
     }
 }
 

@@ -20,6 +20,7 @@ use peerpod_tunnel::link::strangers::Place;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -126,6 +127,7 @@ pub(super) async fn forward<S>(
 ) where
     S: AsyncRead + AsyncWrite,
 {
+    let _user = shared.volumes.enter();
     let (mut from, mut to) = tokio::io::split(stream);
     let moves = AtomicU64::new(0);
     let end = tokio::select! {
@@ -184,6 +186,8 @@ where
         to: agent_to,
         buffer,
         edits: &shared.edits,
+        volumes: &shared.volumes,
+        waiting: JoinSet::new(),
         notices: &shared.notices,
         stall,
         answers,

@@ -1,5 +1,6 @@
 //! The forwarder: takes the worker's connections on TCP 15150 and gives each a connection of its own
-//! to kata-agent. Calls pass unread but for two that are edited on the way in.
+//! to kata-agent. Calls pass unread but for three that are held on the way in: two are edited, and before
+//! a container is made, or the pod ends, its volumes are seen to.
 //!
 //! ```text
 //!            ┌ strangers: 256 places, the  ┐
@@ -32,6 +33,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::volumes::Volumes;
 use agent::Agent;
 
 /// Places of strangers. With TLS's longest handshake message and what is read at once, some 40 MiB.
@@ -69,6 +71,7 @@ struct Shared {
     tls: Option<TlsAcceptor>,
     agent: Agent,
     edits: Edits,
+    volumes: Arc<Volumes>,
     frame_stall: Duration,
     connections: Arc<Semaphore>,
     strangers: Strangers,
@@ -88,11 +91,13 @@ impl Forwarder {
         listener: TcpListener,
         settings: Settings,
         tls: Option<Arc<ServerConfig>>,
+        volumes: Volumes,
     ) -> Self {
         let shared = Shared {
             tls: tls.map(TlsAcceptor::from),
             agent: Agent::new(settings.agent_socket, settings.kept_socket, settings.agent_wait),
             edits: Edits::new(settings.podns),
+            volumes: Arc::new(volumes),
             frame_stall: settings.frame_stall,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
             strangers: Strangers::new(PLACES),
@@ -129,6 +134,7 @@ impl Forwarder {
             self.shared.sessions.close("the VM's forwarder stops");
             let _ = tokio::time::timeout(LAST_WORDS, tasks.wait()).await;
         }
+        self.shared.volumes.release("podvm ends").await;
     }
 
     fn admit(

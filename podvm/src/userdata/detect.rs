@@ -32,6 +32,35 @@ impl Machine {
     }
 }
 
+impl Machine {
+    /// One of Azure's.
+    pub(super) fn is_azure(&self) -> bool {
+        self.hypervisor.as_ref() == Some(MICROSOFT) || self.chassis == AZURE_CHASSIS
+    }
+
+    /// Its memory is hidden from its host.
+    pub(super) fn is_confidential(&self) -> bool {
+        let devices = ["/dev/sev-guest", "/dev/tdx_guest", "/dev/tdx-guest"];
+        let secure_execution = std::fs::read_to_string("/sys/firmware/uv/prot_virt_guest");
+        devices.iter().any(|d| std::path::Path::new(d).exists())
+            || secure_execution.is_ok_and(|text| text.trim() == "1")
+            // Behind Hyper-V's paravisor there is no such device.
+            || (self.hypervisor.as_ref() == Some(MICROSOFT) && isolated())
+    }
+}
+
+/// Hyper-V's features: isolation.
+#[cfg(target_arch = "x86_64")]
+fn isolated() -> bool {
+    const ISOLATION: u32 = 1 << 22;
+    std::arch::x86_64::__cpuid(0x4000_0003).ebx & ISOLATION != 0
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn isolated() -> bool {
+    false
+}
+
 #[cfg(target_arch = "x86_64")]
 fn hypervisor() -> Option<[u8; 12]> {
     use std::arch::x86_64::__cpuid;
@@ -55,7 +84,7 @@ fn hypervisor() -> Option<[u8; 12]> {
 /// Upstream's order, without the file that comes first.
 pub(super) async fn by_machine(machine: &Machine, metadata: Option<&str>) -> Option<Source> {
     let hypervisor = machine.hypervisor.as_ref();
-    if hypervisor == Some(MICROSOFT) || machine.chassis == AZURE_CHASSIS {
+    if machine.is_azure() {
         return Some(Source::Azure);
     }
     if machine.manufacturer == "Amazon EC2" {

@@ -57,6 +57,12 @@ pub(crate) enum UserDataError {
     Encoding { source_name: &'static str },
 }
 
+/// What the machine says of itself: whether it is Azure's, and whether it is a confidential one.
+pub(crate) fn machine() -> (bool, bool) {
+    let machine = detect::Machine::look();
+    (machine.is_azure(), machine.is_confidential())
+}
+
 /// The source to use, or `None` when nobody is known to have user data.
 pub(crate) async fn choose(
     choice: SourceChoice,

@@ -17,3 +17,4 @@ mod network;
 mod session;
 mod standin;
 mod userdata;
+mod volumes;

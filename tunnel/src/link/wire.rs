@@ -108,6 +108,25 @@ pub fn text(message: &[u8], number: u32) -> Option<&str> {
     std::str::from_utf8(last?).ok()
 }
 
+/// The number in the last occurrence of a field of that type; 0, as protobuf has it, without one.
+///
+/// # Errors
+/// When the message is no protobuf.
+pub fn number_of(message: &[u8], field: u32) -> Result<u64, WireError> {
+    let mut last = 0;
+    for found in walk(message) {
+        let found = found?;
+        if found.number == field && found.content.is_none() {
+            let mut at = 0;
+            let tag = varint(found.raw, &mut at).unwrap_or_default();
+            if tag & 7 == 0 {
+                last = varint(found.raw, &mut at).unwrap_or_default();
+            }
+        }
+    }
+    Ok(last)
+}
+
 /// How often a field of text, bytes or messages occurs.
 ///
 /// # Errors
@@ -174,6 +193,7 @@ mod tests {
         let changed = map::<WireError>(message, 2, |c| Ok(c.to_ascii_uppercase())).expect("map");
         assert_eq!(changed, b"\x08\x96\x01\x12\x03DNS\x4d\x01\x02\x03\x04\x12\x04MORE");
         assert_eq!(text(message, 2), Some("more"));
+        assert_eq!([number_of(message, 1), number_of(message, 9)], [Ok(150), Ok(0)]);
     }
 
     #[test]
