@@ -22,3 +22,4 @@ pub mod shutdown;
 pub mod status;
 pub mod telemetry;
 mod text;
+pub mod volumes;

@@ -13,6 +13,7 @@ use crate::pki::Pki;
 use crate::plan::PlanRules;
 use crate::pod::world::Planning;
 use crate::request::RequestRules;
+use crate::volumes::Places;
 
 /// How long one look at the provider may take.
 const CHECK: Duration = Duration::from_secs(60);
@@ -24,6 +25,7 @@ pub(super) struct Rules {
     pub(super) pki: Pki,
     pub(super) requests: RequestRules,
     pub(super) plans: PlanRules,
+    pub(super) volumes: Option<Places>,
 }
 
 impl Rules {
@@ -39,7 +41,7 @@ impl Rules {
             template: report.template,
             ..self.plans
         };
-        Planning::new(self.pki, self.requests, plans)
+        Planning::new(self.pki, self.requests, plans).with_volumes(self.volumes)
     }
 }
 

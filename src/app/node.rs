@@ -296,6 +296,7 @@ impl Node {
                 scratch_space: pods.scratch_space,
                 ..PlanRules::default()
             },
+            volumes: Some(pods.volumes.clone()),
         })
     }
 

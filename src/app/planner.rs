@@ -121,6 +121,7 @@ mod tests {
             pki: pki.expect("nothing to open"),
             requests: RequestRules::default(),
             plans: PlanRules { installation: "inst-1".to_owned(), ..PlanRules::default() },
+            volumes: None,
         };
         let of = |name: &&str| peerpod_providers::InstanceType {
             name: (*name).to_owned(),

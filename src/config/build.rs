@@ -13,6 +13,7 @@ use super::settings::{
     Settings, Sweep, Tls, Tunnel,
 };
 use super::table as t;
+use crate::volumes::Places;
 
 pub(super) fn settings(r: &mut Reader<'_>, provider: ProviderChoice) -> Settings {
     if r.get(&t::EXTERNAL_PLUGIN) {
@@ -190,5 +191,6 @@ fn pods(r: &mut Reader<'_>) -> Pods {
         rs_default_pair_is_unset: r.get(&t::RS_DEFAULT_PAIR),
         default_initdata: r.get(&t::INITDATA),
         scratch_space: r.get(&t::SCRATCH),
+        volumes: Places { records: r.get(&t::DIRECT_VOLUMES), bundles: r.get(&t::BUNDLES) },
     }
 }

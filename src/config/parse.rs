@@ -116,6 +116,10 @@ pub(super) fn list(text: &str) -> Result<Vec<String>, String> {
     Ok(parts)
 }
 
+pub(super) fn directories(text: &str) -> Result<Vec<PathBuf>, String> {
+    list(text)?.iter().map(|part| directory(part).map_err(|e| format!("{part:?} {e}"))).collect()
+}
+
 pub(super) fn networks(text: &str) -> Result<Vec<IpNetwork>, String> {
     let parse = |part: String| {
         if !part.contains('/') {

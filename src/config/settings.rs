@@ -11,6 +11,8 @@ use peerpod_tunnel::link::tls::Profile;
 use peerpod_tunnel::network::Policy;
 use podvm::initdata::Initdata;
 
+use crate::volumes::Places;
+
 /// Everything `peerpodd node` runs by.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -222,6 +224,8 @@ pub struct Pods {
     pub default_initdata: Option<Initdata>,
     /// Encrypted scratch disk in the VM.
     pub scratch_space: bool,
+    /// Where the volumes of pods are written down, and where whose is which.
+    pub volumes: Places,
 }
 
 /// The comparison of provider and records.

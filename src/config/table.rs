@@ -120,6 +120,10 @@ settings! {
         "initdata of pods that bring none: base64(gzip(TOML)).", secret = true;
     SCRATCH: bool = Upstream Bool "enable-scratch-space" "ENABLE_SCRATCH_SPACE" "false" parse::boolean,
         "Encrypted scratch disk in the VM.";
+    DIRECT_VOLUMES: PathBuf = Ours One "direct-volumes-dir" "PEERPODD_DIRECT_VOLUMES_DIR" "/run/kata-containers/shared/direct-volumes" parse::directory,
+        "Where a CSI driver writes the disks of pods down, as Kata's direct volumes.";
+    BUNDLES: Vec<PathBuf> = Ours List "bundle-dirs" "PEERPODD_BUNDLE_DIRS" "/run/containerd/io.containerd.runtime.v2.task/k8s.io,/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io,/run/containers/storage/overlay-containers" parse::directories,
+        "Comma list of directories with the bundles of sandboxes, which name the pod's UID; only read for pods on a node with disks.";
     TAGS: BTreeMap<String, String> = Upstream List "tags" "TAGS" "" parse::tags,
         "key=value,… on every VM.";
     VERIFY: bool = Upstream Bool "cloud-config-verify" "CLOUD_CONFIG_VERIFY" "false" parse::boolean,

@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::hypervisor::{Failure, FailureKind};
 use crate::pki::Issued;
+use crate::pod::edit;
 use crate::request::PodRequest;
+use crate::volumes::{PodVolume, PodVolumes};
 
 /// More attempts than that only delay the message that there is no room (providers.md 2.9).
 const CANDIDATES_MAX: usize = 8;
-/// The one call whose requests are edited for GPUs.
-const CREATE_CONTAINER: &str = "CreateContainer";
 
 /// What is known of one pod.
 #[derive(Clone, Debug)]
@@ -44,6 +44,8 @@ pub struct PlanInput<'a> {
     pub issued: Option<&'a Issued>,
     /// Registry credentials as auth.json, if there are any.
     pub auth: Option<&'a Secret>,
+    /// Its volumes.
+    pub volumes: &'a PodVolumes,
 }
 
 /// What is the same for all pods of this node.
@@ -94,6 +96,9 @@ pub struct Plan {
     pub server_name: String,
     /// Fingerprint of the CA of ours that issued it.
     pub authority: Option<String>,
+    /// Disks of the pod's own that the VM has.
+    #[serde(default, skip_serializing_if = "PodVolumes::is_empty")]
+    pub volumes: PodVolumes,
 }
 
 /// Why there is no plan. Asking again cannot help.
@@ -165,6 +170,7 @@ pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError>
         image: request.image.clone(),
         disk_gib: rules.disk_gib,
         gpus: request.gpus,
+        volumes: input.volumes.attached.iter().map(PodVolume::spec).collect(),
         template: rules.template.clone(),
         ..VmSpec::new(input.name.clone(), request.sandbox.as_str())
     };
@@ -173,7 +179,12 @@ pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError>
         spec,
         candidates: candidates(types, rules),
         size_reason: reason,
-        edit_methods: if request.gpus > 0 { vec![CREATE_CONTAINER.to_owned()] } else { Vec::new() },
+        edit_methods: if request.gpus > 0 || !input.volumes.is_empty() {
+            vec![edit::METHOD.to_owned()]
+        } else {
+            Vec::new()
+        },
+        volumes: input.volumes.clone(),
         server_name: issued.unwrap_or(input.name.as_str()).to_owned(),
         authority: input.issued.and_then(|i| i.authority.clone()),
     })

@@ -92,7 +92,8 @@ fn make_with(
 ) -> Result<Plan, PlanError> {
     let name = VmName::first_form(&request.pod, request.sandbox.as_str());
     let network = &network();
-    plan(&PlanInput { request, network, vni: 555_007, name, issued, auth }, rules)
+    let volumes = &PodVolumes::default();
+    plan(&PlanInput { request, network, vni: 555_007, name, issued, auth, volumes }, rules)
 }
 
 /// What the VM reads, by path.
@@ -335,6 +336,31 @@ fn only_pods_with_gpus_have_calls_edited() {
     assert_eq!(make(&request(), &rules()).expect("plan").edit_methods, [""; 0]);
     let gpu = PodRequest { gpus: 1, ..request() };
     assert_eq!(make(&gpu, &rules()).expect("plan").edit_methods, ["CreateContainer"]);
+}
+
+#[test]
+fn a_pods_disks_are_in_the_spec_under_their_numbers_and_its_containers_are_edited() {
+    let disk = |disk: &str, number| PodVolume {
+        target: format!("/k/pods/u/volumes/kubernetes.io~csi/{disk}/mount"),
+        disk: disk.to_owned(),
+        number,
+        fs: "xfs".to_owned(),
+        read_only: number == 1,
+        fs_group: None,
+        encrypt_type: String::new(),
+        key_id: String::new(),
+    };
+    let attached = vec![disk("a", 0), disk("b", 1)];
+    let volumes = &PodVolumes { attached, ..PodVolumes::default() };
+    let (request, network, issued) = (&request(), &network(), &issued());
+    let name = VmName::first_form(&request.pod, request.sandbox.as_str());
+    let issued = Some(issued);
+    let input = PlanInput { request, network, vni: 555_007, name, issued, auth: None, volumes };
+    let plan = plan(&input, &rules()).expect("plan");
+    let seen: Vec<_> = plan.spec.volumes.iter().map(|v| (&*v.disk, v.lun, v.read_only)).collect();
+    assert_eq!(seen, [("a", 0, false), ("b", 1, true)]);
+    assert_eq!((&*plan.spec.volumes[0].fs, &plan.volumes), ("xfs", volumes));
+    assert_eq!(plan.edit_methods, ["CreateContainer"]);
 }
 
 #[test]

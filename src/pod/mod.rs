@@ -110,7 +110,6 @@ impl Common {
 #[derive(Clone, Debug)]
 pub(crate) struct Pod {
     pub(crate) whose: Whose,
-    pub(crate) gpus: u32,
     /// Name its VM has or will have; no other pod's.
     pub(crate) vm_name: VmName,
     /// Lines that its shim and its VM can cause.
@@ -131,7 +130,7 @@ impl Pod {
             namespace: request.namespace.clone(),
             pod: request.pod.clone(),
         };
-        let (pod, actor, seen) = Self::new(common, whose, request.gpus, name.clone(), None);
+        let (pod, actor, seen) = Self::new(common, whose, name.clone(), None);
         let span = pod.span();
         (pod, actor.begin(request, name, seen).instrument(span))
     }
@@ -143,7 +142,7 @@ impl Pod {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (whose, name) = (Whose::from(&record), record.vm_ref().name);
         let shown = Some(Arc::new(record.clone()));
-        let (pod, actor, seen) = Self::new(common, whose, record.pod.gpus, name, shown);
+        let (pod, actor, seen) = Self::new(common, whose, name, shown);
         let span = pod.span();
         (pod, actor.resume(record, seen).instrument(span))
     }
@@ -151,7 +150,6 @@ impl Pod {
     fn new(
         common: &Arc<Common>,
         whose: Whose,
-        gpus: u32,
         vm_name: VmName,
         shown: Option<Arc<Record>>,
     ) -> (Self, Actor, actor::Seen) {
@@ -159,7 +157,7 @@ impl Pod {
         let (publish, seen) = watch::channel(shown);
         let desk = Desk::new(commands, common.shutdown.clone());
         let actor = Actor::new(Arc::clone(common), desk, whose.clone());
-        (Self { whose, gpus, vm_name, notices: Arc::default(), inbox, seen }, actor, publish)
+        (Self { whose, vm_name, notices: Arc::default(), inbox, seen }, actor, publish)
     }
 
     fn span(&self) -> tracing::Span {

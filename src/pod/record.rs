@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::phase::{Made, Phase};
 use super::world::Stage;
+use crate::volumes::PodVolumes;
 
 pub mod authorities;
 mod check;
@@ -57,6 +58,9 @@ pub struct Record {
     pub link: LinkPart,
     /// The VM that is to be, or is.
     pub machine: Machine,
+    /// Disks of the pod's own that the VM has; its containers are told of them.
+    #[serde(default, skip_serializing_if = "PodVolumes::is_empty")]
+    pub volumes: PodVolumes,
     /// Where in its life the pod is.
     pub phase: Phase,
     /// How far its start has come.

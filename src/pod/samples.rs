@@ -5,6 +5,7 @@ use peerpod_tunnel::network::{MacText, PodNetwork};
 
 use super::phase::Phase;
 use super::record::{LinkPart, Machine, NetworkPart, PodIdentity, Record, VERSION};
+use crate::volumes::PodVolumes;
 
 pub(crate) fn network() -> PodNetwork {
     PodNetwork {
@@ -68,6 +69,7 @@ pub(crate) fn record(sandbox: &str) -> Record {
             candidates: candidates(),
             size_reason: "the default".to_owned(),
         },
+        volumes: PodVolumes::default(),
         phase: Phase::Prepared,
         stage: None,
         timeline: Vec::new(),

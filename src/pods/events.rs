@@ -108,13 +108,22 @@ async fn attached(pods: &Pods, epoch: u64, pending: Vec<(String, String)>) {
     }
 }
 
+/// A container of a pod that is not known here might go without its disks or GPUs.
+fn edited(pods: &Pods, sandbox: &str, payload: &Bytes) -> Result<Bytes, String> {
+    let record = pods.registry.get(sandbox).and_then(|pod| pod.record());
+    let record = record.ok_or_else(|| {
+        format!("CreateContainer: what belongs to sandbox {sandbox:?} is not known to this node")
+    })?;
+    let (gpus, volumes) = (record.pod.gpus > 0, &record.volumes);
+    edit::container(payload, &edit::Has { gpus, volumes })
+        .map_err(|e| format!("CreateContainer: {e}"))
+}
+
 /// Answers in a task of its own: the relay may be away, and other events must not wait for that.
 fn answer_edit(pods: &Arc<Pods>, ticket: u64, sandbox: &str, method: &str, payload: Bytes) {
-    let gpus = pods.registry.get(sandbox).map_or(0, |p| p.gpus);
-    let outcome = if gpus > 0 && method.rsplit('/').next() == Some(edit::METHOD) {
-        edit::add_gpu_annotation(&payload).map_err(|e| format!("CreateContainer: {e}"))
-    } else {
-        Ok(payload)
+    let outcome = match method.rsplit('/').next() {
+        Some(edit::METHOD) => edited(pods, sandbox, &payload),
+        _ => Ok(payload),
     };
     let relay = Arc::clone(&pods.common.world.relay);
     pods.common.tracker.spawn("edit", async move {

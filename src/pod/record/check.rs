@@ -28,6 +28,12 @@ pub(super) fn check(record: &Record) -> Result<(), String> {
     if spec.sandbox != record.sandbox {
         return Err("machine.spec.sandbox: it is another sandbox's VM".to_owned());
     }
+    for volume in &record.volumes.attached {
+        volume.check().map_err(|e| format!("volumes: {e}"))?;
+        if !spec.volumes.iter().any(|v| v.disk == volume.disk && v.lun == volume.number) {
+            return Err(format!("volumes: {} is no disk of the VM", volume.name()));
+        }
+    }
     let names = [Some(&spec.name), record.phase.vm().map(|vm| &vm.name)];
     match names.into_iter().flatten().all(|name| name.is_legal()) {
         true => Ok(()),
@@ -96,6 +102,34 @@ mod tests {
         for path in ["netns/web", "/run/netns/../../proc/1/ns/net", ""] {
             assert!(refused(|r| r.network.netns = path.into()).starts_with("network.netns: "));
         }
+    }
+
+    #[test]
+    fn a_volume_that_the_vm_has_not_or_that_is_none_is_named() {
+        use crate::volumes::PodVolume;
+        let volume = |target: &str| PodVolume {
+            target: target.to_owned(),
+            disk: "d".to_owned(),
+            number: 0,
+            fs: "ext4".to_owned(),
+            read_only: false,
+            fs_group: None,
+            encrypt_type: String::new(),
+            key_id: String::new(),
+        };
+        let good = volume("/k/pods/u/volumes/kubernetes.io~csi/pvc/mount");
+        let with = |volume: PodVolume, attached: Vec<peerpod_providers::Volume>| {
+            let mut record = samples::record("s1");
+            record.volumes.attached = vec![volume];
+            record.machine.spec.volumes = attached;
+            check(&record)
+        };
+        with(good.clone(), vec![good.spec()]).expect("fine");
+        assert!(with(good.clone(), vec![]).expect_err("none").contains("no disk of the VM"));
+        let other = PodVolume { number: 1, ..good.clone() }.spec();
+        assert!(with(good.clone(), vec![other]).expect_err("another").contains("vol-0"));
+        let hostile = volume("/k/pods/u/volumes/kubernetes.io~csi/../../../etc");
+        assert!(with(hostile.clone(), vec![hostile.spec()]).expect_err("path").contains("target"));
     }
 
     #[test]

@@ -42,7 +42,12 @@ pub(crate) async fn draft(
     let plan = world.planner.plan(request, &found, reserved.vni, name);
     let (plan, _) = common.observe("plan", plan).await;
     let plan = plan.map_err(StepError::Plan)?;
-    Ok((record(common, request, (found, netns_id, reserved.vni), plan), reserved))
+    let mut record = record(common, request, (found, netns_id, reserved.vni), plan);
+    for note in record.volumes.notes() {
+        tracing::info!("{note}");
+        record.note(record.created_ms, note, None);
+    }
+    Ok((record, reserved))
 }
 
 /// The first record of a sandbox.
@@ -62,7 +67,7 @@ fn record(
         pod: PodIdentity {
             namespace: request.namespace.clone(),
             name: request.pod.clone(),
-            uid: request.pod_uid.clone(),
+            uid: plan.volumes.uid.clone().or_else(|| request.pod_uid.clone()),
             gpus: request.gpus,
         },
         network: NetworkPart {
@@ -84,6 +89,7 @@ fn record(
             candidates: plan.candidates,
             size_reason: plan.size_reason,
         },
+        volumes: plan.volumes,
         sandbox,
         phase: Phase::Prepared,
         stage: None,

@@ -28,6 +28,7 @@ use crate::pki::Pki;
 use crate::plan::{self, Plan, PlanInput, PlanRules};
 use crate::proto::hypervisor::CreateVmRequest;
 use crate::request::{self, PodRequest, RequestRules};
+use crate::volumes::{Places, PodVolumes};
 
 /// The kernel this process runs on. Everything happens on threads for blocking work, which stand in
 /// the process's own network namespace: the worker's.
@@ -215,6 +216,8 @@ pub struct Planning {
     pki: Pki,
     requests: RequestRules,
     rules: PlanRules,
+    /// Where pods' volumes are written down; nowhere is none.
+    volumes: Option<Places>,
 }
 
 impl std::fmt::Debug for Planning {
@@ -227,7 +230,21 @@ impl std::fmt::Debug for Planning {
 impl Planning {
     /// Plans by these rules.
     pub fn new(pki: Pki, requests: RequestRules, rules: PlanRules) -> Self {
-        Self { pki, requests, rules }
+        Self { pki, requests, rules, volumes: None }
+    }
+
+    /// Pods get the volumes that are written down there.
+    #[must_use]
+    pub fn with_volumes(self, places: Option<Places>) -> Self {
+        Self { volumes: places, ..self }
+    }
+
+    async fn volumes(&self, request: &PodRequest) -> Result<PodVolumes, Failure> {
+        let Some(places) = self.volumes.clone() else { return Ok(PodVolumes::default()) };
+        let request = request.clone();
+        let looked = tokio::task::spawn_blocking(move || places.look(&request)).await;
+        let ended = |_| Failure::new(FailureKind::Unavailable, "the process ends");
+        looked.map_err(ended)?.map_err(Failure::from)
     }
 }
 
@@ -247,7 +264,8 @@ impl Planner for Planning {
         let issued = self.pki.issue(name.as_str(), SystemTime::now());
         let issued = issued.map_err(|e| Failure::caused_by(FailureKind::Internal, &e))?;
         let issued = Some(&issued).filter(|i| !i.client_ca_pem.is_empty());
-        let input = PlanInput { request, network, vni, name, issued, auth: None };
+        let volumes = &self.volumes(request).await?;
+        let input = PlanInput { request, network, vni, name, issued, auth: None, volumes };
         plan::plan(&input, &self.rules).map_err(Failure::from)
     }
 

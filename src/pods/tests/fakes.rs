@@ -25,6 +25,7 @@ use crate::pod::world::{
 use crate::proto::hypervisor::CreateVmRequest;
 use crate::relay::api::{Beat, Control, ControlError, Held};
 use crate::request::{self, PodRequest};
+use crate::volumes::PodVolumes;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no test panics while it holds a lock")
@@ -89,6 +90,7 @@ impl Planner for FakePlanner {
             edit_methods: Vec::new(),
             server_name: name.to_string(),
             authority: None,
+            volumes: PodVolumes::default(),
         })
     }
 

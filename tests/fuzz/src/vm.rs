@@ -7,9 +7,12 @@ use base64::engine::general_purpose::STANDARD;
 use peerpod_standin::messages::agent::{CreateContainerRequest, CreateSandboxRequest};
 use peerpod_tunnel::link::frame::{MAX_PAYLOAD, Request};
 use peerpod_tunnel::link::wire;
+use peerpodd::pod::edit::Has;
+use peerpodd::volumes::{PodVolume, PodVolumes};
 use podvm::apf::Apf;
 use podvm::cloud_config as config;
-use podvm::edit::{Edited, Edits};
+use podvm::cloud_volumes;
+use podvm::edit::{Call, Edited, Edits};
 use podvm::initdata::Initdata;
 use prost::Message;
 
@@ -44,7 +47,8 @@ fn edited_request(data: &[u8]) -> Vec<u8> {
 /// Edited calls: never more than ttrpc allows; a second edit changes nothing; all but the payload
 /// stays byte for byte; and, read by another implementation, only what is to change has changed.
 pub fn edit(data: &[u8]) {
-    gpu(data);
+    worker(data);
+    volumes(data);
     let before = edited_request(data);
     let edits = Edits::new(PODNS.to_owned());
     let after = match edits.apply(&before) {
@@ -93,14 +97,55 @@ fn container(before: &Request, after: &Request) {
     assert_eq!(after, before);
 }
 
-/// The other edit, on the worker: its annotation is there once and a second edit changes nothing.
-fn gpu(data: &[u8]) {
+/// The other edit, on the worker: its annotations are there once, a second edit changes nothing, and the
+/// VM reads what they say.
+fn worker(data: &[u8]) {
+    let volume = PodVolume {
+        target: "/k/pods/u/volumes/kubernetes.io~csi/v/mount".to_owned(),
+        disk: "disk".to_owned(),
+        number: 3,
+        fs: "ext4".to_owned(),
+        read_only: false,
+        fs_group: None,
+        encrypt_type: String::new(),
+        key_id: String::new(),
+    };
+    let volumes = PodVolumes { attached: vec![volume], ..PodVolumes::default() };
+    let has = Has { gpus: true, volumes: &volumes };
     let request = bytes::Bytes::copy_from_slice(data);
-    if let Ok(once) = peerpodd::pod::edit::add_gpu_annotation(&request) {
-        let twice = peerpodd::pod::edit::add_gpu_annotation(&once).expect("ours parses");
-        assert_eq!(twice, once);
-        assert_eq!(wire::without(&once, 6), wire::without(&request, 6));
+    let Ok(once) = peerpodd::pod::edit::container(&request, &has) else { return };
+    let twice = peerpodd::pod::edit::container(&once, &has).expect("ours parses");
+    assert_eq!(twice, once);
+    assert_eq!(wire::without(&once, 6), wire::without(&request, 6));
+    let Ok(read) = CreateContainerRequest::decode(once) else { return };
+    let annotations = read.oci.unwrap_or_default().annotations;
+    if let Some(text) = annotations.get(cloud_volumes::ANNOTATION)
+        && let Ok(all) = cloud_volumes::parse(text)
+    {
+        assert!(matches!(&all[..], [one] if one.name == "vol-3" && one.disk == "disk"), "{all:?}");
     }
+}
+
+/// The annotation as the VM reads it, and mounts bound to what it names: nothing but these changes.
+fn volumes(data: &[u8]) {
+    if let Ok(all) =
+        std::str::from_utf8(data).map_err(drop).and_then(|t| cloud_volumes::parse(t).map_err(drop))
+    {
+        assert!(all.len() <= cloud_volumes::MOST);
+        for volume in all {
+            assert!(!volume.name.contains('/') && !volume.name.starts_with('.'), "{volume:?}");
+            assert!(volume.mount_point.starts_with('/') && volume.lun < 1024, "{volume:?}");
+        }
+    }
+    let request = edited_request(data);
+    if !matches!(podvm::edit::call(&request), Ok(Call::Container(_))) {
+        return;
+    }
+    let bound = podvm::edit::bind(&request, |_| Some("/run/cloud-volumes/v".to_owned()));
+    let Ok(Call::Container(after)) = podvm::edit::call(&bound.expect("it parsed")) else {
+        panic!("it is a container no more")
+    };
+    assert!(after.mounts.iter().all(|m| m.source == "/run/cloud-volumes/v" && m.kind == "bind"));
 }
 
 /// User data: what is read is written and read again the same, and no file has a path of its own.

@@ -180,6 +180,20 @@ impl Bed {
         done
     }
 
+    /// Command lines of this lab's VMs' podvm.
+    pub fn podvm_commands(&self) -> Vec<String> {
+        let dirs = std::fs::read_dir(self.lab.dir().local()).into_iter().flatten().flatten();
+        let inits = dirs.filter_map(|d| {
+            let text = std::fs::read_to_string(d.path().join("init.json")).ok()?;
+            let value: Value = serde_json::from_str(&text).ok()?;
+            value["pid"].as_i64().and_then(|p| i32::try_from(p).ok())
+        });
+        let children = inits.flat_map(processes::children);
+        let is_podvm =
+            |p: &processes::Process| p.command.first().is_some_and(|c| c.ends_with("podvm"));
+        children.filter(is_podvm).map(|p| p.command.join(" ")).collect()
+    }
+
     /// Ends the daemon and looks once more.
     ///
     /// # Errors

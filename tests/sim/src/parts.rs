@@ -13,6 +13,7 @@ use peerpodd::plan::Plan;
 use peerpodd::pod::world::{Clock, Observer, Planner, Random};
 use peerpodd::proto::hypervisor::CreateVmRequest;
 use peerpodd::request::{self, PodRequest, RequestRules, keys};
+use peerpodd::volumes::PodVolumes;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
@@ -60,6 +61,7 @@ impl Planner for Plans {
             edit_methods: Vec::new(),
             server_name: name.to_string(),
             authority: None,
+            volumes: PodVolumes::default(),
         })
     }
 

@@ -52,6 +52,9 @@ pub struct ContainerSeen {
     pub args: Vec<String>,
     /// Driver and source of each storage.
     pub storages: Vec<(String, String)>,
+    /// Destination, source and type of each mount.
+    #[serde(default)]
+    pub mounts: Vec<(String, String, String)>,
 }
 
 /// A file that CopyFile has brought.

@@ -166,11 +166,13 @@ impl Shared {
         self.record.change(|d| {
             let namespaces = linux.namespaces.iter();
             let storages = request.storages.iter();
+            let mounts = spec.mounts.into_iter();
             let seen = ContainerSeen {
                 namespaces: namespaces.map(|n| (n.r#type.clone(), n.path.clone())).collect(),
                 annotations: spec.annotations.into_iter().collect(),
                 args: init.args.clone(),
                 storages: storages.map(|s| (s.driver.clone(), s.source.clone())).collect(),
+                mounts: mounts.map(|m| (m.destination, m.source, m.r#type)).collect(),
             };
             d.containers.insert(id.clone(), seen);
         });

@@ -109,6 +109,8 @@ impl Daemon {
             ("PEERPODD_RUN_DIR", dir.run()),
             ("PEERPODD_STATE_DIR", dir.state()),
             ("LOCAL_STATE_DIR", dir.local()),
+            ("PEERPODD_DIRECT_VOLUMES_DIR", dir.direct_volumes()),
+            ("PEERPODD_BUNDLE_DIRS", dir.bundles()),
             ("LOCAL_PODVM", binaries.podvm.clone()),
             ("LOCAL_AGENT", binaries.agent.clone()),
         ];

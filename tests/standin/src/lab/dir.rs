@@ -117,6 +117,16 @@ impl LabDir {
         self.path.join("local")
     }
 
+    /// Records of direct volumes.
+    pub fn direct_volumes(&self) -> PathBuf {
+        self.path.join("direct-volumes")
+    }
+
+    /// Bundles of sandboxes.
+    pub fn bundles(&self) -> PathBuf {
+        self.path.join("bundles")
+    }
+
     /// Logs of the daemon's processes.
     pub fn logs(&self) -> PathBuf {
         self.path.join("logs")

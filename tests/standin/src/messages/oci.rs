@@ -12,10 +12,24 @@ pub struct Spec {
     pub root: Option<Root>,
     #[prost(string, tag = "4")]
     pub hostname: String,
+    #[prost(message, repeated, tag = "5")]
+    pub mounts: Vec<Mount>,
     #[prost(map = "string, string", tag = "7")]
     pub annotations: HashMap<String, String>,
     #[prost(message, optional, tag = "8")]
     pub linux: Option<Linux>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Mount {
+    #[prost(string, tag = "1")]
+    pub destination: String,
+    #[prost(string, tag = "2")]
+    pub source: String,
+    #[prost(string, tag = "3")]
+    pub r#type: String,
+    #[prost(string, repeated, tag = "4")]
+    pub options: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

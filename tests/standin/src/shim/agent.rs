@@ -257,6 +257,15 @@ impl AgentClient {
     }
 }
 
+fn bind((destination, source): &(String, String)) -> oci::Mount {
+    oci::Mount {
+        destination: destination.clone(),
+        source: source.clone(),
+        r#type: "bind".to_owned(),
+        options: vec!["rbind".to_owned()],
+    }
+}
+
 impl Container {
     fn guest_pull(&self) -> Storage {
         let metadata = serde_json::json!({ "metadata": self.annotations });
@@ -296,6 +305,7 @@ impl Container {
                 readonly: false,
             }),
             hostname: pod.name.clone(),
+            mounts: self.mounts.iter().map(bind).collect(),
             annotations,
             linux: Some(oci::Linux { cgroups_path: format!("/kubepods/{}", self.id), namespaces }),
         }

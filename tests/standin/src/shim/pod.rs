@@ -101,6 +101,8 @@ pub struct Container {
     pub image: String,
     /// Further OCI annotations.
     pub annotations: BTreeMap<String, String>,
+    /// Bind mounts: destination and source, as the kubelet has it.
+    pub mounts: Vec<(String, String)>,
 }
 
 impl Container {
