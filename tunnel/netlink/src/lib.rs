@@ -4,6 +4,8 @@
 //! No program is executed. [`privilege`] is the kernel's other side: what it lets this process do.
 
 pub mod address;
+#[cfg(test)]
+mod byte_order;
 pub mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -302,7 +302,7 @@ impl Handle {
     }
 }
 
-fn describe<'a>(new: &NewLink<'a>) -> (&'a str, Vec<LinkAttribute>) {
+pub(crate) fn describe<'a>(new: &NewLink<'a>) -> (&'a str, Vec<LinkAttribute>) {
     match new {
         NewLink::Bridge { name } => {
             (*name, vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)])])

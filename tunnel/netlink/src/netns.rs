@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{FsType, fstatfs};
 
 use crate::{Error, Handle};
 
@@ -190,10 +191,10 @@ fn on_thread<T: Send, E: From<Error> + Send>(
 }
 
 fn is_netns(file: &File) -> bool {
-    const NSFS_MAGIC: i64 = 0x6e73_6673;
-    let fs = nix::sys::statfs::fstatfs(file);
+    const NSFS: FsType = FsType(0x6e73_6673);
+    let fs = fstatfs(file);
     // NS_GET_NSTYPE, _IO(0xb7, 0x3)
     // SAFETY: the request takes no argument and only reads.
     let kind = unsafe { nix::libc::ioctl(file.as_raw_fd(), 0xb703) };
-    fs.is_ok_and(|s| s.filesystem_type().0 == NSFS_MAGIC) && kind == nix::libc::CLONE_NEWNET
+    fs.is_ok_and(|s| s.filesystem_type() == NSFS) && kind == nix::libc::CLONE_NEWNET
 }

@@ -313,6 +313,15 @@ mod tests {
         [&length.to_be_bytes()[..], &stream.to_be_bytes(), &[kind, 0]].concat()
     }
 
+    #[test]
+    fn a_header_is_in_the_networks_order() {
+        let bytes = [0, 1, 2, 3, 4, 5, 6, 7, 1, 0x80];
+        let (length, stream) = (0x0001_0203, 0x0405_0607);
+        let header = Header { length, stream, kind: Kind::Request, flags: 0x80 };
+        assert_eq!(header.bytes(), bytes);
+        assert_eq!(Header::parse(&bytes).expect("parse"), header);
+    }
+
     #[tokio::test]
     async fn a_frame_comes_back_as_it_went() {
         let frame =

@@ -250,3 +250,18 @@ fn vni(nf_protocol: u8) -> Rule {
         .payload(0, Base::Transport, 2, 2)
         .payload(1, Base::Transport, 12, 3)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_lies_as_the_bytes_of_a_packet_do() {
+        let key = Key { port: 9000, vni: 0x000a_0b0c };
+        assert_eq!(key.bytes(), [0x23, 0x28, 0, 0, 0x0a, 0x0b, 0x0c, 0]);
+        assert_eq!(Key::read(&key.bytes()), Some(key));
+        assert_eq!(port_key(9000), [0x23, 0x28]);
+        let (set, bytes) = full(key, IpAddr::from([192, 0, 2, 7]));
+        assert_eq!((set, &bytes[8..]), (VMS4, &[192, 0, 2, 7][..]));
+    }
+}

@@ -258,7 +258,7 @@ impl Batch {
     }
 
     /// As it is sent.
-    pub(super) fn finished(mut self) -> Vec<u8> {
+    pub(crate) fn finished(mut self) -> Vec<u8> {
         self.mark(0x11);
         self.bytes
     }

@@ -325,3 +325,30 @@ impl Greeting {
         self.next.get(at).map(|(_, next)| *next)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_in_the_networks_order() {
+        let id = std::array::from_fn(|n| u8::try_from(n).unwrap_or(0) + 1);
+        let greeting = Greeting {
+            session: Some(SessionId(id)),
+            keep_ms: 0x0102_0304,
+            last: 0x0506_0708,
+            next: vec![(0x0506_0708, 0x0a0b_0c0d_0e0f_1011)],
+        };
+        let mut wire = BytesMut::new();
+        greeting.put(Type::Hello, 0x2122_2324_2526_2728, &mut wire);
+        let head = [0, 0, 44, 1, 0, 0, 0, 0, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27, 0x28];
+        let numbers = [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 1];
+        let entry = [5, 6, 7, 8, 0x0a, 0x0b, 0x0c, 0x0d, 0x0e, 0x0f, 0x10, 0x11];
+        let [high, low] = [0, u8::try_from(VERSION).expect("small")];
+        let wanted = [&head[..], &[high, low, 0, 0], &id, &numbers, &entry].concat();
+        assert_eq!(wire[..], wanted[..]);
+        let (head, payload) = wire.split_first_chunk().expect("a head");
+        assert_eq!(Head::parse(head).expect("parse").length, payload.len());
+        assert_eq!(Greeting::parse(payload), Ok(greeting));
+    }
+}
