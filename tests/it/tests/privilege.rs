@@ -9,7 +9,7 @@ use std::process::Command;
 
 use peerpod_it::bed::PATIENCE;
 use peerpod_it::{Bed, root, top};
-use peerpod_standin::lab::{Binaries, Mode, wait_for};
+use peerpod_standin::lab::{Binaries, Mode, processes, wait_for};
 use peerpod_standin::shim::Profile;
 use peerpod_tunnel::privilege::{Capabilities, names};
 
@@ -43,11 +43,14 @@ fn acts_with(process: &str) -> Capabilities {
 }
 
 async fn pids(bed: &Bed) -> BTreeMap<&'static str, i32> {
+    let podvm = bed.in_vm("podvm").expect("podvm");
+    let hand = processes::children(podvm).into_iter().find(|p| p.has("volume-hand"));
     BTreeMap::from([
         ("run", bed.daemon.run_pid().expect("run")),
         ("node", bed.daemon.node_pid().expect("node")),
         ("relay", bed.daemon.relay_pid().expect("relay")),
-        ("podvm", bed.in_vm("podvm").expect("podvm")),
+        ("podvm", podvm),
+        ("podvm volume-hand", hand.expect("podvm's second process").pid),
     ])
 }
 
