@@ -1,5 +1,6 @@
 //! Routes of the main table.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -13,6 +14,9 @@ use netlink_packet_route::route::{
 
 use crate::address::family;
 use crate::{Error, Handle};
+
+/// So many links are asked for by their numbers.
+const FEW: usize = 8;
 
 /// Who made a route; the numbers and names are the kernel's and iproute2's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -120,16 +124,26 @@ impl Handle {
     /// # Errors
     /// When the kernel refuses a dump.
     pub fn routes(&self) -> Result<Vec<Route>, Error> {
-        let links = self.links()?;
-        let name = |index: u32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
-        let mut all = Vec::new();
+        let mut told = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            let answer = self.dump("list routes", Message::GetRoute(message))?;
-            all.extend(answer.into_iter().filter_map(|m| read(m, &name)));
+            told.extend(self.dump("list routes", Message::GetRoute(message))?);
         }
-        Ok(all)
+        let names = self.names(told.iter().filter_map(output).collect())?;
+        let name = |index: u32| names.get(&index).cloned();
+        Ok(told.into_iter().filter_map(|m| read(m, &name)).collect())
+    }
+
+    /// The names of links: one by one where there are few, which spares a worker with thousands of
+    /// others a list of them all.
+    fn names(&self, wanted: BTreeSet<u32>) -> Result<BTreeMap<u32, String>, Error> {
+        if wanted.len() > FEW {
+            return Ok(self.links()?.into_iter().map(|l| (l.index, l.name)).collect());
+        }
+        let named = wanted.into_iter().map(|index| Ok((index, self.name_of(index)?)));
+        let named: Vec<_> = named.collect::<Result<_, Error>>()?;
+        Ok(named.into_iter().filter_map(|(index, name)| Some((index, name?))).collect())
     }
 
     fn route_message(&self, route: &Route) -> Result<RouteMessage, Error> {
@@ -160,6 +174,17 @@ impl Handle {
         message.attributes.push(RouteAttribute::Oif(index));
         Ok(message)
     }
+}
+
+/// Number of the link that a route leaves by.
+fn output(message: &Message) -> Option<u32> {
+    let Message::NewRoute(message) = message else {
+        return None;
+    };
+    message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }
 
 pub(crate) fn read(message: Message, name: &impl Fn(u32) -> Option<String>) -> Option<Route> {

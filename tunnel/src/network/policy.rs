@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
-use peerpod_netlink::{Error, Handle};
+use peerpod_netlink::{Error, Handle, InfoKind};
 
 /// Where clouds answer questions about a machine, its keys included: all of AWS, Azure, Google Cloud
 /// and OpenStack; AWS' for tasks; Azure's WireServer; IPv6 of AWS and of Google Cloud.
@@ -85,9 +85,8 @@ impl Policy {
 /// Those of `dummy` links are services': kube-proxy and the node-local DNS cache keep theirs there.
 pub(super) fn host_addresses() -> Result<BTreeSet<IpAddr>, Error> {
     let handle = Handle::here()?;
-    let links = handle.links()?;
-    let services: BTreeSet<u32> =
-        links.iter().filter(|l| l.kind.as_deref() == Some("dummy")).map(|l| l.index).collect();
+    let dummies = handle.links_of(InfoKind::Dummy)?;
+    let services: BTreeSet<u32> = dummies.iter().map(|link| link.index).collect();
     let mut found =
         BTreeSet::from([IpAddr::V4(Ipv4Addr::BROADCAST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
     for (index, address) in handle.all_addresses()? {
