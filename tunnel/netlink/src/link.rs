@@ -1,5 +1,6 @@
 //! Links: make, here or in another namespace, find, change, delete.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -14,6 +15,9 @@ use netlink_packet_route::link::{
 pub use netlink_packet_route::link::InfoKind;
 
 use crate::{Error, Handle, Netns};
+
+/// So many links are asked for by their numbers.
+const FEW: usize = 8;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -214,18 +218,26 @@ impl Handle {
         Ok(answer.into_iter().filter_map(read).collect())
     }
 
-    /// The name of the link with that number; `None` when there is none.
+    /// The links with those numbers, as far as they are there: one by one where they are few, which
+    /// spares a worker with thousands of others a list of them all.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn name_of(&self, index: u32) -> Result<Option<String>, Error> {
-        let mut message = LinkMessage::default();
-        message.header.index = index;
-        match self.get(&format!("get link {index}"), Message::GetLink(message)) {
-            Ok(answer) => Ok(answer.into_iter().find_map(read).map(|link| link.name)),
-            Err(e) if e.is_absent() => Ok(None),
-            Err(e) => Err(e),
+    pub fn links_at(&self, indexes: &BTreeSet<u32>) -> Result<Vec<Link>, Error> {
+        if indexes.len() > FEW {
+            let all = self.links()?.into_iter();
+            return Ok(all.filter(|link| indexes.contains(&link.index)).collect());
         }
+        let mut found = Vec::new();
+        for index in indexes {
+            let mut message = LinkMessage::default();
+            message.header.index = *index;
+            match self.get(&format!("get link {index}"), Message::GetLink(message)) {
+                Err(e) if e.is_absent() => {}
+                answer => found.extend(answer?.into_iter().filter_map(read)),
+            }
+        }
+        Ok(found)
     }
 
     /// The link of that name.

@@ -1,6 +1,5 @@
 //! Routes of the main table.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -14,9 +13,6 @@ use netlink_packet_route::route::{
 
 use crate::address::family;
 use crate::{Error, Handle};
-
-/// So many links are asked for by their numbers.
-const FEW: usize = 8;
 
 /// Who made a route; the numbers and names are the kernel's and iproute2's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,20 +126,9 @@ impl Handle {
             message.header.address_family = family;
             told.extend(self.dump("list routes", Message::GetRoute(message))?);
         }
-        let names = self.names(told.iter().filter_map(output).collect())?;
-        let name = |index: u32| names.get(&index).cloned();
+        let links = self.links_at(&told.iter().filter_map(output).collect())?;
+        let name = |index: u32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
         Ok(told.into_iter().filter_map(|m| read(m, &name)).collect())
-    }
-
-    /// The names of links: one by one where there are few, which spares a worker with thousands of
-    /// others a list of them all.
-    fn names(&self, wanted: BTreeSet<u32>) -> Result<BTreeMap<u32, String>, Error> {
-        if wanted.len() > FEW {
-            return Ok(self.links()?.into_iter().map(|l| (l.index, l.name)).collect());
-        }
-        let named = wanted.into_iter().map(|index| Ok((index, self.name_of(index)?)));
-        let named: Vec<_> = named.collect::<Result<_, Error>>()?;
-        Ok(named.into_iter().filter_map(|(index, name)| Some((index, name?))).collect())
     }
 
     fn route_message(&self, route: &Route) -> Result<RouteMessage, Error> {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
-use peerpod_netlink::{Error, Handle, InfoKind};
+use peerpod_netlink::{Error, Handle};
 
 /// Where clouds answer questions about a machine, its keys included: all of AWS, Azure, Google Cloud
 /// and OpenStack; AWS' for tasks; Azure's WireServer; IPv6 of AWS and of Google Cloud.
@@ -85,11 +85,13 @@ impl Policy {
 /// Those of `dummy` links are services': kube-proxy and the node-local DNS cache keep theirs there.
 pub(super) fn host_addresses() -> Result<BTreeSet<IpAddr>, Error> {
     let handle = Handle::here()?;
-    let dummies = handle.links_of(InfoKind::Dummy)?;
-    let services: BTreeSet<u32> = dummies.iter().map(|link| link.index).collect();
+    let addresses = handle.all_addresses()?;
+    let links = handle.links_at(&addresses.iter().map(|(index, _)| *index).collect())?;
+    let services: BTreeSet<u32> =
+        links.iter().filter(|l| l.kind.as_deref() == Some("dummy")).map(|l| l.index).collect();
     let mut found =
         BTreeSet::from([IpAddr::V4(Ipv4Addr::BROADCAST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
-    for (index, address) in handle.all_addresses()? {
+    for (index, address) in addresses {
         if services.contains(&index) || address.ip().is_loopback() {
             continue;
         }
