@@ -1,9 +1,9 @@
 //! `peerpodd leaks`: what carries our tag and belongs to no pod, what it costs, and its deletion.
 //!
 //! ```text
-//!   list ──▶ then records ──▶ in use | another node's | a copy's | young | left over ──▶ --delete
+//!   list ──▶ then records ──▶ in use | another node's | young | left over ──▶ --delete
 //! ```
-//! Records and epochs are read after the list, so that whatever a daemon makes meanwhile has its record already.
+//! Records are read after the list, so that whatever a daemon makes meanwhile has its record already.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,7 +15,6 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::{Answer, TheProvider, in_time, recorded};
-use crate::config::Epochs;
 use crate::hypervisor::chain;
 use crate::text::aligned;
 
@@ -31,8 +30,6 @@ pub(super) struct Site {
     pub(super) node: String,
     /// A node that is gone.
     pub(super) gone: Option<String>,
-    /// Nobody works with another copy of the state directory any more.
-    pub(super) copies: bool,
     /// Younger things are left alone.
     pub(super) grace: Duration,
     pub(super) state_dir: PathBuf,
@@ -54,8 +51,6 @@ enum Standing {
     InUse,
     /// Another node's, which alone knows.
     AnotherNode,
-    /// Made with another copy of this node's state directory, where it may be in use.
-    AnotherCopy,
     /// It may just be being made.
     Young,
     LeftOver,
@@ -86,9 +81,8 @@ pub(super) async fn ask(provider: &TheProvider, site: &Site, form: Form) -> anyh
     let listed = in_time(provider.list()).await?;
     let recorded = recorded(&site.state_dir)
         .map_err(|e| anyhow::anyhow!("--state-dir {}: {e}", site.state_dir.display()))?;
-    let known = Known { site, recorded, epochs: Epochs::known(&site.state_dir)? };
     let now = SystemTime::now();
-    let mut rows: Vec<Row> = listed.into_iter().map(|r| row(r, &known, now)).collect();
+    let mut rows: Vec<Row> = listed.into_iter().map(|r| row(r, site, &recorded, now)).collect();
     rows.retain(|row| form.all || row.standing == Standing::LeftOver);
     let failed = if form.delete { delete(provider, &mut rows).await } else { 0 };
     let text = if form.json {
@@ -99,19 +93,12 @@ pub(super) async fn ask(provider: &TheProvider, site: &Site, form: Form) -> anyh
     Ok(Answer { text, code: u8::from(failed > 0) })
 }
 
-/// What this node knows.
-struct Known<'a> {
-    site: &'a Site,
-    recorded: BTreeSet<String>,
-    epochs: Epochs,
-}
-
-fn row(resource: Resource, known: &Known<'_>, now: SystemTime) -> Row {
+fn row(resource: Resource, site: &Site, recorded: &BTreeSet<String>, now: SystemTime) -> Row {
     let tag = |key: &str| resource.tags.get(key).cloned().unwrap_or_default();
     let age = resource.created.and_then(|made| now.duration_since(made).ok());
     let node = tag(tags::NODE);
     Row {
-        standing: standing(&resource, &node, age, known),
+        standing: standing(&resource, &node, age, site, recorded),
         kind: resource.kind,
         name: resource.vm.name.to_string(),
         native_id: resource.vm.native_id.clone(),
@@ -128,20 +115,22 @@ fn row(resource: Resource, known: &Known<'_>, now: SystemTime) -> Row {
     }
 }
 
-fn standing(resource: &Resource, node: &str, age: Option<Duration>, known: &Known<'_>) -> Standing {
-    let Known { site, recorded, epochs } = known;
-    let tag = |key: &str| resource.tags.get(key).map(String::as_str);
+fn standing(
+    resource: &Resource,
+    node: &str,
+    age: Option<Duration>,
+    site: &Site,
+    recorded: &BTreeSet<String>,
+) -> Standing {
+    let installation = resource.tags.get(tags::INSTALLATION).map(String::as_str);
     let sandbox = resource.vm.sandbox.as_str();
-    let gone = site.gone.as_deref() == Some(node);
-    let named = tag(tags::INSTALLATION) == Some(&site.installation) && (node == site.node || gone);
+    let ours = node == site.node || site.gone.as_deref() == Some(node);
     // Some clouds cut long values.
-    let in_use = recorded.contains(sandbox)
+    let known = recorded.contains(sandbox)
         || (sandbox.len() >= 32 && recorded.iter().any(|known| known.starts_with(sandbox)));
     match () {
-        () if in_use => Standing::InUse,
-        () if !named => Standing::AnotherNode,
-        // The epochs of a node that is gone are gone with it.
-        () if !gone && !site.copies && !epochs.made_here(tag(tags::EPOCH)) => Standing::AnotherCopy,
+        () if known => Standing::InUse,
+        () if installation != Some(site.installation.as_str()) || !ours => Standing::AnotherNode,
         // A clock that was set back tells no age; a thing without a date is asked for again later.
         () if age.is_none_or(|age| age < site.grace) => Standing::Young,
         () => Standing::LeftOver,

@@ -3,7 +3,7 @@ instances and disks, operations that take a look or two to be done, requestId, p
 
     gcp.py [--key file]   with a service account, whose key is written there and whose tokens are asked for
 
-    POST /_double/set  {"stopped": name} {"vanish": name} {"foreign": [zone, name]} {"left": [zone, name, sandbox]}
+    POST /_double/set  {"stopped": name} {"vanish": name} {"foreign": [zone, name]} {"occupied": name} {"left": [zone, name, sandbox]}
                        {"steps": n} {"serial": text} {"operation_error": code} {"operation_status": HTTP status}
                        {"quota": calls per minute} {"limits": {metric: limit}} {"granted": [permission]}
                        {"firewalls": [rule]} {"policies": [policy]} {"gone": [image or type]} {"hollow": true}
@@ -125,10 +125,11 @@ class Compute(Cloud):
                 for zone, name in [place for place in self.instances if place[1] == value]:
                     if key == "stopped":
                         self.instances[zone, name]["status"] = "TERMINATED"
+                        self.halt(f"{zone}/{name}")
                     else:
                         self.end(zone, name)
-            elif key == "foreign":
-                zone, name = value
+            elif key in ("foreign", "occupied"):
+                zone, name = value if key == "foreign" else (ZONES[0], value)
                 thing = {"name": name, "kind": "compute#instance", "status": "RUNNING", "labels": {},
                          "disks": [], "networkInterfaces": [{"networkIP": "10.0.9.9"}]}
                 self.instances[zone, name] = self.stamp(zone, "instances", thing)
@@ -385,7 +386,10 @@ class Compute(Cloud):
         vm = self.stamp(zone, "instances", {**body, "kind": "compute#instance", "status": "RUNNING"})
         interface = dict(body["networkInterfaces"][0])
         n = self.number % 65000
-        interface["networkIP"] = f"10.1.{n // 250}.{n % 250 + 1}"
+        name, metadata = body["name"], body.get("metadata", {}).get("items", [])
+        user_data = next((item["value"] for item in metadata if item["key"] == "user-data"), "")
+        address = self.boot(f"{zone}/{name}", name, user_data)
+        interface["networkIP"] = address or f"10.1.{n // 250}.{n % 250 + 1}"
         interface["accessConfigs"] = [{**config, "natIP": f"203.0.113.{n % 250 + 1}"}
                                       for config in interface.get("accessConfigs", [])]
         vm["networkInterfaces"] = [interface]
@@ -405,6 +409,7 @@ class Compute(Cloud):
 
     def end(self, zone, name):
         vm = self.instances.pop((zone, name))
+        self.halt(f"{zone}/{name}")
         self.dying.pop((zone, name), None)
         if any(disk.get("boot") for disk in vm["disks"]):
             self.disks.pop((zone, name), None)

@@ -6,7 +6,7 @@
 //!     Places: no room at the first place, a VM at the second    Unsure: a reply is lost, the pod stopped
 //!     Sweep: a record is lost with its shim, the VM is found
 //! ```
-//! `PEERPODD_LABS` (2) says how many labs stand side by side.
+//! `PEERPODD_LABS` (2) says how many labs stand side by side, `PEERPODD_CLOUDS` which clouds.
 #![allow(missing_docs)]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use peerpod_clouds::pods::{CLOUDS, Cloud, Site};
+use peerpod_clouds::pods::{Cloud, Site, clouds};
 use peerpod_it::bed::PATIENCE;
 use peerpod_it::crash::{Death, Log};
 use peerpod_it::{Bed, number, root};
@@ -292,7 +292,7 @@ async fn a_death_at_any_point_of_a_provider_leaves_and_doubles_no_vm() -> anyhow
     if !root("a_death_at_any_point_of_a_provider_leaves_and_doubles_no_vm") {
         return Ok(());
     }
-    for cloud in CLOUDS {
+    for cloud in clouds() {
         crash(cloud).await.with_context(|| cloud.name)?;
     }
     Ok(())

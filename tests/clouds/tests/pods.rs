@@ -3,7 +3,7 @@
 #![allow(missing_docs)]
 
 use anyhow::{Context as _, ensure};
-use peerpod_clouds::pods::{CLOUDS, Cloud, Site};
+use peerpod_clouds::pods::{Cloud, Site, clouds};
 use peerpod_it::bed::PATIENCE;
 use peerpod_it::root;
 use peerpod_standin::lab::{DaemonOptions, wait_for};
@@ -19,7 +19,7 @@ where
     if !root(test) {
         return Ok(());
     }
-    for cloud in CLOUDS {
+    for cloud in clouds() {
         scenario(cloud).await.with_context(|| cloud.name)?;
         println!("pods\t{}\t{test}\tkept", cloud.name);
     }

@@ -50,6 +50,8 @@ mod over {
 
     /// How long a slow cloud takes to make a VM, seconds.
     const SLOW: f64 = 20.0;
+    /// Between two looks at the pods.
+    const LOOK: Duration = Duration::from_millis(500);
     /// No burst takes longer.
     const PATIENCE: Duration = Duration::from_secs(400);
 
@@ -98,6 +100,8 @@ mod over {
             .map(|mut shim| tokio::spawn(async move { shim.start_vm().await }))
             .collect();
         let all_made = || async {
+            // When a create ended stands in the pod's timeline: who asks often only costs time.
+            tokio::time::sleep(LOOK).await;
             let ends: Vec<u64> = site.bed.pods().await?.iter().filter_map(made).collect();
             let last = ends.iter().max().copied().unwrap_or_default();
             Ok((ends.len() == usize::from(pods)).then_some(last))
@@ -170,7 +174,10 @@ mod over {
                 "limit: one create's own {:.2} s, and {burst} at once, then {per_second} a second",
                 alone.wall
             );
-            let row = Row::against_limit("P3", &what, "s", &sides, Some(Target::AtMost(1.1)));
+            // Without any wait for a turn the schedule is no measure of what so many cost this machine.
+            let waits = best > alone.wall || slow > 0.0;
+            let target = waits.then_some(Target::AtMost(1.1));
+            let row = Row::against_limit("P3", &what, "s", &sides, target);
             rows.push(row.note(note));
             if slow > 0.0 {
                 continue;

@@ -16,6 +16,8 @@ pub struct Cloud {
     pub guide: &'static [(&'static str, &'static str)],
     /// `peer-pods-secret`.
     pub secret: &'static [(&'static str, &'static str)],
+    /// What of it the double makes up: it is told a file with `--key`, whose text is the value.
+    pub key: Option<&'static str>,
     /// What the guide knows nothing of: without this two pods' VMs could not be told from one another's
     /// attempts, or a test would wait for budgets.
     pub beyond: &'static [(&'static str, &'static str)],
@@ -53,13 +55,15 @@ impl Schedule {
     }
 }
 
-/// What must never be seen in a log.
+/// What must never be seen in a log, nor a private key's first line.
 pub const SECRET: &str = "hunter2-client-secret";
 
 /// Those that this build has.
 pub const CLOUDS: &[Cloud] = &[
     #[cfg(feature = "azure")]
     AZURE,
+    #[cfg(feature = "gcp")]
+    GCP,
 ];
 
 #[cfg(feature = "azure")]
@@ -104,6 +108,7 @@ const AZURE: Cloud = Cloud {
         ("AZURE_CLIENT_SECRET", SECRET),
         ("AZURE_SUBSCRIPTION_ID", "00000000-0000-0000-0000-000000000001"),
     ],
+    key: None,
     beyond: &[("API_RATE_VM_LIST", "1000"), ("API_RATE_ARM_READ", "1000")],
     endpoints: &["AZURE_ARM_ENDPOINT", "AZURE_AUTHORITY_HOST"],
     default_type: "Standard_B2als_v2",
@@ -114,6 +119,42 @@ const AZURE: Cloud = Cloud {
     schedule: Schedule { per_second: 4.1, burst: 738 },
     calls: (5.0, 5.0),
     throttle: 429,
+};
+
+#[cfg(feature = "gcp")]
+const GCP: Cloud = Cloud {
+    name: "gcp",
+    script: "gcp.py",
+    flavour: Flavour::Gcp,
+    guide: &[
+        ("CLOUD_PROVIDER", "gcp"),
+        ("VXLAN_PORT", "9000"),
+        ("PROXY_TIMEOUT", "5m"),
+        ("GCP_MACHINE_TYPE", "e2-medium"),
+        ("GCP_PROJECT_ID", "peerpod-test"),
+        ("GCP_ZONE", "europe-west1-b"),
+        ("GCP_NETWORK", "default"),
+        ("PODVM_IMAGE_NAME", "podvm"),
+        ("TAGS", "key1=value1,key2=value2"),
+        ("PEERPODS_LIMIT_PER_NODE", "10"),
+        ("ROOT_VOLUME_SIZE", "6"),
+        ("DISABLECVM", "true"),
+    ],
+    secret: &[],
+    key: Some("GCP_CREDENTIALS"),
+    beyond: &[
+        ("GCP_INSTANCE_TYPES", "e2-medium,e2-standard-4,n1-standard-4"),
+        ("API_RATE_LIST", "1000"),
+    ],
+    endpoints: &["GCP_COMPUTE_ENDPOINT"],
+    default_type: "e2-medium",
+    image_gone: r#"{"gone": ["podvm"]}"#,
+    image_missing: "images/podvm",
+    names_are_unique: true,
+    // Half of what is published: 1500 a minute.
+    schedule: Schedule { per_second: 12.5, burst: 750 },
+    calls: (4.0, 4.0),
+    throttle: 403,
 };
 
 impl Cloud {

@@ -37,6 +37,8 @@ pub struct Site {
     pub machines: Machines,
     /// Whose double it is.
     pub cloud: &'static Cloud,
+    /// What the daemon is told by it, whatever else it is told.
+    guide: Vec<(String, String)>,
 }
 
 /// Where the daemon with all clouds and with crash points lies, see tests/parts/clouds.sh.
@@ -54,10 +56,17 @@ pub fn binaries() -> anyhow::Result<Binaries> {
 }
 
 /// Options with what the guide of the cloud says before them.
-fn told(cloud: &Cloud, server: &Server, options: DaemonOptions) -> DaemonOptions {
-    let mut environment = cloud.environment(server.url());
-    environment.extend(options.environment);
+fn told(guide: &[(String, String)], options: DaemonOptions) -> DaemonOptions {
+    let environment = guide.iter().cloned().chain(options.environment).collect();
     DaemonOptions { environment, ..options }
+}
+
+/// The clouds of this build; `PEERPODD_CLOUDS=gcp,…` picks some of them.
+#[allow(clippy::disallowed_methods, reason = "a test's own switch")]
+pub fn clouds() -> impl Iterator<Item = &'static Cloud> {
+    let wanted = std::env::var("PEERPODD_CLOUDS").unwrap_or_default();
+    let all = CLOUDS.iter();
+    all.filter(move |cloud| wanted.is_empty() || wanted.split(',').any(|name| name == cloud.name))
 }
 
 impl Site {
@@ -80,12 +89,23 @@ impl Site {
     ) -> anyhow::Result<Self> {
         let lab = Lab::new(binaries()?).await?;
         let worker = Netns::open(lab.network().worker().path())?;
-        let server = Server::start_in(worker, cloud.script, &[])?;
+        // Not in the lab, or the survey would take the double for a left-over.
+        let folder = tempfile::tempdir().context("a directory for a key")?;
+        let file = folder.path().join("key");
+        let file = file.to_str().context("a path")?;
+        let with_key = ["--key", file];
+        let arguments = if cloud.key.is_some() { &with_key[..] } else { &[] };
+        let server = Server::start_in(worker, cloud.script, arguments)?;
+        let mut guide = cloud.environment(server.url());
+        if let Some(key) = cloud.key {
+            let text = std::fs::read_to_string(file).context("the double's key")?;
+            guide.push((key.to_owned(), text));
+        }
         let machines = Machines::start(&lab, cloud.flavour).await?;
         server.set(&json!({"machines": machines.socket()}))?;
         let options = options(&lab.dir().logs());
-        let daemon = lab.start(told(cloud, &server, options)).await?;
-        Ok(Self { bed: Bed { lab, daemon }, server, machines, cloud })
+        let daemon = lab.start(told(&guide, options)).await?;
+        Ok(Self { bed: Bed { lab, daemon }, server, machines, cloud, guide })
     }
 
     /// The same, but nobody is in the VMs that the double makes.
@@ -108,15 +128,15 @@ impl Site {
     pub async fn again(self, options: DaemonOptions) -> anyhow::Result<Self> {
         self.until_nothing_left().await?;
         self.is_clean()?;
-        let Self { bed: Bed { lab, daemon }, server, machines, cloud } = self;
+        let Self { bed: Bed { lab, daemon }, server, machines, cloud, guide } = self;
         daemon.stop().await?;
         let left = lab.survey(false).await?;
         // Who dies on leaving leaves sockets; whoever comes next clears them away.
         let more = left.iter().any(|l| l.kind != Kind::Socket);
         ensure!(!more, "left behind: {left:?}\n{}", log_tail(&lab.dir().logs(), 60));
         server.reset()?;
-        let daemon = lab.start(told(cloud, &server, options)).await?;
-        Ok(Self { bed: Bed { lab, daemon }, server, machines, cloud })
+        let daemon = lab.start(told(&guide, options)).await?;
+        Ok(Self { bed: Bed { lab, daemon }, server, machines, cloud, guide })
     }
 
     /// VMs that the double has.
@@ -153,7 +173,8 @@ impl Site {
         ensure!(doubled.is_empty(), "two VMs at a time: {doubled:?}");
         for entry in std::fs::read_dir(self.bed.lab.dir().logs())?.flatten() {
             let text = std::fs::read(entry.path()).unwrap_or_default();
-            let shown = String::from_utf8_lossy(&text).contains(SECRET);
+            let text = String::from_utf8_lossy(&text);
+            let shown = text.contains(SECRET) || text.contains("PRIVATE KEY");
             ensure!(!shown, "a secret is in {}", entry.path().display());
         }
         Ok(())
