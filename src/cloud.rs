@@ -31,6 +31,8 @@ pub enum Question {
         delete: bool,
         /// Show what is in use, too.
         all: bool,
+        /// What was made with another copy of the state directory is left over, too.
+        copies: bool,
         /// A node that is gone: what it has made is left over, too.
         gone: Option<String>,
     },
@@ -65,12 +67,13 @@ pub async fn ask(
     let provider = registry::build(&choice.name, &context, &choice.values)?;
     match question {
         Question::Doctor => doctor::ask(&provider, json).await,
-        Question::Leaks { delete, all, gone } => {
+        Question::Leaks { delete, all, copies, gone } => {
             let installation = needed(installation, &paths.state_dir)?;
             let site = leaks::Site {
                 installation,
                 node: settings.process.node_name.clone(),
                 gone: gone.clone(),
+                copies: *copies,
                 grace: settings.sweep.grace,
                 state_dir: paths.state_dir.clone(),
             };

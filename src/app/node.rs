@@ -24,14 +24,14 @@ use super::look::{Look, Rules};
 use super::planner::LatePlanner;
 use super::{BadSetting, notify};
 use crate::admin::{self, About, Guard, Insight, Pages, Readiness};
-use crate::config::{self, Settings, StateDir, Tls};
+use crate::config::{self, Epochs, Settings, StateDir, Tls};
 use crate::crash::here;
 use crate::hypervisor;
 use crate::metrics::{Counted, Metrics, Now};
 use crate::pki::Pki;
 use crate::plan::PlanRules;
 use crate::pod::record::Disk;
-use crate::pod::world::{Chance, Host, Seen, Tcp, WallClock, World};
+use crate::pod::world::{Chance, Clock as _, Host, Seen, Tcp, WallClock, World};
 use crate::pods::{Options, Pods};
 use crate::relay::{Control, Event, RelayClient, raise_files};
 use crate::request::RequestRules;
@@ -80,6 +80,7 @@ async fn apart<T: Send + 'static>(
 struct State {
     dir: StateDir,
     installation: String,
+    epochs: Epochs,
     boot_id: String,
 }
 
@@ -94,9 +95,10 @@ async fn open_state(settings: &Settings) -> anyhow::Result<State> {
             tracing::warn!(%path, kind, "the state directory does not outlive a reboot or the container");
         }
         let installation = config::installation_id(dir.path(), given.as_deref())?;
+        let epochs = Epochs::begin(dir.path(), WallClock.now_ms())?;
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
             .context("read the kernel's boot id")?;
-        Ok(State { dir, installation, boot_id: boot_id.trim().to_owned() })
+        Ok(State { dir, installation, epochs, boot_id: boot_id.trim().to_owned() })
     })
     .await
 }
@@ -290,6 +292,7 @@ impl Node {
             plans: PlanRules {
                 installation: self.state.installation.clone(),
                 node_name: self.settings.process.node_name.clone(),
+                epoch: self.state.epochs.own(),
                 user_tags: self.settings.provider.tags.clone(),
                 vxlan_port: self.settings.tunnel.vxlan_port,
                 profile: self.settings.link.profile.clone(),
@@ -305,6 +308,7 @@ impl Node {
         Options {
             installation: self.state.installation.clone(),
             node_name: process.node_name.clone(),
+            epochs: self.state.epochs.clone(),
             boot_id: self.state.boot_id.clone(),
             pods_dir: paths.pods_dir.clone(),
             vxlan_min_id: tunnel.vxlan_min_id,

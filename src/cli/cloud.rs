@@ -7,7 +7,7 @@ use super::{Call, Leave, Start};
 use crate::cloud::Question;
 
 const DOCTOR: &str = "doctor cloud [provider] [settings] [-o json]\n";
-const LEAKS: &str = "leaks [--delete] [--all] [--node-gone NODE] [settings] [-o json]\n";
+const LEAKS: &str = "leaks [--delete] [--all] [--copies] [--node-gone NODE] [settings] [-o json]\n";
 const CONSOLE: &str = "console VM|POD [settings]\n";
 
 /// The call, if the first word is one of these.
@@ -31,12 +31,14 @@ pub(super) fn read(start: &Start, args: &[String]) -> Option<Result<Call, Leave>
 
 /// Takes the flags of `leaks` out of the arguments.
 fn leaks(args: &[String]) -> Result<(Question, Vec<String>), Leave> {
-    let (mut delete, mut all, mut gone, mut rest) = (false, false, None, Vec::new());
+    let (mut delete, mut all, mut copies) = (false, false, false);
+    let (mut gone, mut rest) = (None, Vec::new());
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--delete" => delete = true,
             "--all" => all = true,
+            "--copies" => copies = true,
             "--node-gone" => gone = Some(args.next().cloned().ok_or_else(|| usage(LEAKS))?),
             other => match other.strip_prefix("--node-gone=") {
                 Some(node) => gone = Some(node.to_owned()),
@@ -44,7 +46,7 @@ fn leaks(args: &[String]) -> Result<(Question, Vec<String>), Leave> {
             },
         }
     }
-    Ok((Question::Leaks { delete, all, gone }, rest))
+    Ok((Question::Leaks { delete, all, copies, gone }, rest))
 }
 
 fn call(start: &Start, question: Question, args: &[String], shape: &str) -> Result<Call, Leave> {

@@ -43,13 +43,16 @@ fn the_cloud_is_asked_with_a_few_words_and_the_settings_of_a_process() {
     let leaks = |delete, all, gone: Option<&str>| Question::Leaks {
         delete,
         all,
+        copies: false,
         gone: gone.map(str::to_owned),
     };
+    let copies = Question::Leaks { delete: true, all: false, copies: true, gone: None };
     for (words, expected) in [
         (&["doctor", "cloud", "local", "-o", "json"] as &[&str], (Question::Doctor, true)),
         (&["leaks"], (leaks(false, false, None), false)),
         (&["leaks", "--delete", "--vxlan-port", "5000"], (leaks(true, false, None), false)),
         (&["leaks", "--node-gone", "w2", "--all"], (leaks(false, true, Some("w2")), false)),
+        (&["leaks", "--copies", "--delete"], (copies, false)),
         (&["leaks", "--node-gone=w2"], (leaks(false, false, Some("w2")), false)),
         (&["console", "podvm-x"], (Question::Console("podvm-x".to_owned()), false)),
     ] {

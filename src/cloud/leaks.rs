@@ -1,9 +1,9 @@
 //! `peerpodd leaks`: what carries our tag and belongs to no pod, what it costs, and its deletion.
 //!
 //! ```text
-//!   list ──▶ then records ──▶ in use | another node's | young | left over ──▶ --delete
+//!   list ──▶ then records ──▶ in use | another node's | a copy's | young | left over ──▶ --delete
 //! ```
-//! Records are read after the list, so that whatever a daemon makes meanwhile has its record already.
+//! Records and epochs are read after the list, so that whatever a daemon makes meanwhile has its record already.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use super::{Answer, TheProvider, in_time, recorded};
+use crate::config::Epochs;
 use crate::hypervisor::chain;
 use crate::text::aligned;
 
@@ -30,6 +31,8 @@ pub(super) struct Site {
     pub(super) node: String,
     /// A node that is gone.
     pub(super) gone: Option<String>,
+    /// Nobody works with another copy of the state directory any more.
+    pub(super) copies: bool,
     /// Younger things are left alone.
     pub(super) grace: Duration,
     pub(super) state_dir: PathBuf,
@@ -51,6 +54,8 @@ enum Standing {
     InUse,
     /// Another node's, which alone knows.
     AnotherNode,
+    /// Made with another copy of this node's state directory, where it may be in use.
+    AnotherCopy,
     /// It may just be being made.
     Young,
     LeftOver,
@@ -81,8 +86,9 @@ pub(super) async fn ask(provider: &TheProvider, site: &Site, form: Form) -> anyh
     let listed = in_time(provider.list()).await?;
     let recorded = recorded(&site.state_dir)
         .map_err(|e| anyhow::anyhow!("--state-dir {}: {e}", site.state_dir.display()))?;
+    let known = Known { site, recorded, epochs: Epochs::known(&site.state_dir)? };
     let now = SystemTime::now();
-    let mut rows: Vec<Row> = listed.into_iter().map(|r| row(r, site, &recorded, now)).collect();
+    let mut rows: Vec<Row> = listed.into_iter().map(|r| row(r, &known, now)).collect();
     rows.retain(|row| form.all || row.standing == Standing::LeftOver);
     let failed = if form.delete { delete(provider, &mut rows).await } else { 0 };
     let text = if form.json {
@@ -93,12 +99,19 @@ pub(super) async fn ask(provider: &TheProvider, site: &Site, form: Form) -> anyh
     Ok(Answer { text, code: u8::from(failed > 0) })
 }
 
-fn row(resource: Resource, site: &Site, recorded: &BTreeSet<String>, now: SystemTime) -> Row {
+/// What this node knows.
+struct Known<'a> {
+    site: &'a Site,
+    recorded: BTreeSet<String>,
+    epochs: Epochs,
+}
+
+fn row(resource: Resource, known: &Known<'_>, now: SystemTime) -> Row {
     let tag = |key: &str| resource.tags.get(key).cloned().unwrap_or_default();
     let age = resource.created.and_then(|made| now.duration_since(made).ok());
     let node = tag(tags::NODE);
     Row {
-        standing: standing(&resource, &node, age, site, recorded),
+        standing: standing(&resource, &node, age, known),
         kind: resource.kind,
         name: resource.vm.name.to_string(),
         native_id: resource.vm.native_id.clone(),
@@ -115,22 +128,20 @@ fn row(resource: Resource, site: &Site, recorded: &BTreeSet<String>, now: System
     }
 }
 
-fn standing(
-    resource: &Resource,
-    node: &str,
-    age: Option<Duration>,
-    site: &Site,
-    recorded: &BTreeSet<String>,
-) -> Standing {
-    let installation = resource.tags.get(tags::INSTALLATION).map(String::as_str);
+fn standing(resource: &Resource, node: &str, age: Option<Duration>, known: &Known<'_>) -> Standing {
+    let Known { site, recorded, epochs } = known;
+    let tag = |key: &str| resource.tags.get(key).map(String::as_str);
     let sandbox = resource.vm.sandbox.as_str();
-    let ours = node == site.node || site.gone.as_deref() == Some(node);
+    let gone = site.gone.as_deref() == Some(node);
+    let named = tag(tags::INSTALLATION) == Some(&site.installation) && (node == site.node || gone);
     // Some clouds cut long values.
-    let known = recorded.contains(sandbox)
+    let in_use = recorded.contains(sandbox)
         || (sandbox.len() >= 32 && recorded.iter().any(|known| known.starts_with(sandbox)));
     match () {
-        () if known => Standing::InUse,
-        () if installation != Some(site.installation.as_str()) || !ours => Standing::AnotherNode,
+        () if in_use => Standing::InUse,
+        () if !named => Standing::AnotherNode,
+        // The epochs of a node that is gone are gone with it.
+        () if !gone && !site.copies && !epochs.made_here(tag(tags::EPOCH)) => Standing::AnotherCopy,
         // A clock that was set back tells no age; a thing without a date is asked for again later.
         () if age.is_none_or(|age| age < site.grace) => Standing::Young,
         () => Standing::LeftOver,

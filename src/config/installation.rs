@@ -1,15 +1,11 @@
 //! The installation id: the tag by which this daemon's VMs are known to be its own. Made once, kept
 //! in the state directory, never changed.
 
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
-
+use super::kept;
 use super::parse::is_installation_id;
-use super::state_dir::no_link;
 use crate::crash::here;
 
 const FILE: &str = "installation-id";
@@ -65,7 +61,10 @@ pub fn installation_id(state: &Path, given: Option<&str>) -> Result<String, Inst
         (None, None) => {
             let id = format!("{:032x}", rand::random::<u128>());
             here!(InstallationBefore);
-            write(state, &path, &id).map_err(|source| InstallationError::Write { path, source })?;
+            kept::write(&path, &format!("{id}\n"), || {
+                here!(InstallationRename);
+            })
+            .map_err(|source| InstallationError::Write { path, source })?;
             here!(InstallationAfter);
             Ok(id)
         }
@@ -87,39 +86,21 @@ pub fn known_installation_id(
 }
 
 fn read(path: &Path) -> Result<Option<String>, InstallationError> {
-    // Non-blocking: a FIFO in its place must not hold us.
-    let opened = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path);
-    let mut text = String::new();
-    let read = opened.map_err(no_link).and_then(|file| file.take(READ).read_to_string(&mut text));
-    match read {
-        Ok(_) if is_installation_id(text.trim()) => Ok(Some(text.trim().to_owned())),
-        Ok(_) => Err(InstallationError::Damaged(path.to_owned())),
+    match kept::read(path, READ) {
+        Ok(None) => Ok(None),
+        Ok(Some(text)) if is_installation_id(text.trim()) => Ok(Some(text.trim().to_owned())),
+        Ok(Some(_)) => Err(InstallationError::Damaged(path.to_owned())),
         Err(e) if e.kind() == io::ErrorKind::InvalidData => {
             Err(InstallationError::Damaged(path.to_owned()))
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(InstallationError::Read { path: path.to_owned(), source }),
     }
 }
 
-/// Whole or not at all, also across a power cut; what stands under the temporary name goes first.
-fn write(state: &Path, path: &Path, id: &str) -> io::Result<()> {
-    let temporary = state.join(format!("{FILE}.new"));
-    match std::fs::remove_file(&temporary) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    writeln!(file, "{id}")?;
-    file.sync_all()?;
-    here!(InstallationRename);
-    std::fs::rename(&temporary, path)?;
-    File::open(state)?.sync_all()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]

@@ -7,7 +7,9 @@
 //! ```
 
 mod build;
+mod epoch;
 mod installation;
+mod kept;
 mod key;
 mod parse;
 mod print;
@@ -22,6 +24,7 @@ use std::collections::BTreeMap;
 use peerpod_providers::registry::{self, RegistryError};
 use peerpod_providers::settings::Values;
 
+pub use epoch::{EpochError, Epochs};
 pub use installation::{InstallationError, installation_id, known_installation_id};
 pub use key::{Origin, Problem, Problems, Shape, Source, Spec};
 pub use resolve::Effective;

@@ -99,7 +99,7 @@ fn may_pass(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(EIO)
 }
 
-fn is_full(error: &io::Error) -> bool {
+pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 

@@ -125,6 +125,9 @@ points! {
     InstallationBefore "installation.before" "C24" Node "the installation id is about to be kept";
     InstallationRename "installation.rename" "C24" Node "the installation id is written, not in place";
     InstallationAfter "installation.after" "C24" Node "the installation id is kept";
+    EpochBefore "epoch.before" "C24" Node "this start's epoch is about to be kept";
+    EpochRename "epoch.rename" "C24" Node "this start's epoch is written, not in place";
+    EpochAfter "epoch.after" "C24" Node "this start's epoch is kept";
     KeyBefore "key.before" "C4" Node "one of our keys is about to be kept";
     KeyAfter "key.after" "C4" Node "one of our keys is kept, its certificate is not there";
     CertificateBefore "certificate.before" "C4" Node "one of our certificates is about to be kept";

@@ -55,6 +55,8 @@ pub struct PlanRules {
     pub installation: String,
     /// Name of this node.
     pub node_name: String,
+    /// Fencing epoch of this process.
+    pub epoch: String,
     /// Tags of the user's for every VM; none may be one of ours.
     pub user_tags: BTreeMap<String, String>,
     /// Types the provider has.
@@ -235,6 +237,7 @@ fn all_tags(
         (tags::NODE, rules.node_name.as_str()),
         (tags::NAMESPACE, request.namespace.as_str()),
         (tags::POD, request.pod.as_str()),
+        (tags::EPOCH, rules.epoch.as_str()),
     ];
     let mut all = rules.user_tags.clone();
     all.extend(ours.map(|(key, value)| (key.to_owned(), value.to_owned())));

@@ -64,6 +64,7 @@ fn a_type(name: &str, vcpus: u32, memory_mib: u64, gpus: u32) -> InstanceType {
 fn rules() -> PlanRules {
     PlanRules {
         installation: "inst-1".to_owned(),
+        epoch: "1000".to_owned(),
         node_name: "worker-1".to_owned(),
         catalogue: vec![
             a_type("small", 2, 4096, 0),
@@ -131,6 +132,7 @@ fn the_vm_is_named_and_tagged_for_its_sandbox() {
     assert_eq!(spec.sandbox, request.sandbox.as_str());
     let tags: Vec<_> = spec.tags.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let wanted = [
+        ("peerpodd-epoch", "1000"),
         ("peerpodd-installation", "inst-1"),
         ("peerpodd-namespace", "shop"),
         ("peerpodd-node", "worker-1"),

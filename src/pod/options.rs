@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::config::Epochs;
+
 /// Everything that is not a part of the world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -10,6 +12,8 @@ pub struct Options {
     pub installation: String,
     /// Name of this node; the sweep deletes VMs of this node only.
     pub node_name: String,
+    /// The starts on this state directory; the sweep deletes nothing that another copy has made.
+    pub epochs: Epochs,
     /// `/proc/sys/kernel/random/boot_id`: records of another boot are over.
     pub boot_id: String,
     /// Directory of the pods' sockets: `<pods_dir>/<sandbox>/agent.ttrpc`.
@@ -60,6 +64,7 @@ impl Default for Options {
         Self {
             installation: String::new(),
             node_name: String::new(),
+            epochs: Epochs::default(),
             boot_id: String::new(),
             pods_dir: PathBuf::from("/run/peerpod/pods"),
             vxlan_min_id: 555_000,

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A list that fails does nothing. A dry run only says what it would do. What the relay holds is left
-//! alone, too: a pod whose record cannot be used may be running.
+//! alone, too: a pod whose record cannot be used may be running; and what a daemon has made that works
+//! with a copy of this state directory: it is in use there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,8 +16,9 @@ use std::time::{Duration, SystemTime};
 use peerpod_providers::{Resource, ResourceKind, VmRef, tags};
 use tokio::time::{Instant, sleep};
 
-use super::Pods;
+use super::{Options, Pods};
 use crate::crash::reach;
+use crate::hypervisor::chain;
 use crate::pod::phase::Phase;
 use crate::pod::{Command, Pod};
 
@@ -48,6 +50,8 @@ struct Sweep {
     first_seen: BTreeMap<String, Instant>,
     /// Sandboxes of unusable records whose network is known to be gone.
     cleared: BTreeSet<String>,
+    /// VMs of a copy that were told of.
+    told: BTreeSet<String>,
 }
 
 impl Sweep {
@@ -76,12 +80,35 @@ impl Sweep {
         };
         let known = Known::new(pods, &before, held);
         self.clear(pods, &known, &listed).await;
+        let listed = self.made_here(pods, listed);
         let unowned = self.unowned(pods, known, listed);
         let mut deleted = 0;
         for vm in &unowned {
             deleted += usize::from(delete(pods, vm).await);
         }
         world.observer.sweep(Some(unowned.len()), deleted);
+    }
+
+    /// Without what another copy of this state directory has made, which is told of once.
+    fn made_here(&mut self, pods: &Pods, listed: Vec<Resource>) -> Vec<Resource> {
+        let Options { installation, node_name, epochs, .. } = &pods.common.options;
+        let (ours, copys): (Vec<_>, Vec<_>) = listed.into_iter().partition(|resource| {
+            let tag = |key: &str| resource.tags.get(key).map(String::as_str);
+            let named =
+                tag(tags::INSTALLATION) == Some(installation) && tag(tags::NODE) == Some(node_name);
+            !named || epochs.made_here(tag(tags::EPOCH))
+        });
+        let now: BTreeSet<String> = copys.iter().map(|r| r.vm.name.to_string()).collect();
+        for name in now.difference(&self.told) {
+            tracing::error!(
+                name,
+                "sweep: left alone: it has this node's name and installation id, but was made with \
+                 another copy of the state directory (a cloned worker? a restored backup?); if nobody \
+                 uses it, `peerpodd leaks --copies --delete` takes it away"
+            );
+        }
+        self.told = now;
+        ours
     }
 
     /// Takes away the network of pods whose record cannot be used, once their VM is gone and the relay
@@ -174,9 +201,20 @@ fn age(pods: &Pods, resource: &Resource) -> Option<Duration> {
 
 /// One attempt; what is not gone then, the next sweep finds again.
 async fn delete(pods: &Pods, vm: &VmRef) -> bool {
-    // The list took its time: is it still nobody's?
+    // The list took its time: is it still nobody's, and is this process still the one?
     if pods.registry.get(&vm.sandbox).is_some() || vm.name.as_str().is_empty() {
         return false;
+    }
+    match pods.common.options.epochs.is_current().await {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::error!("sweep: a later node process has begun on this state directory");
+            return false;
+        }
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), "sweep: nothing is deleted");
+            return false;
+        }
     }
     let (name, sandbox) = (&vm.name, &vm.sandbox);
     if pods.common.options.sweep_dry_run {

@@ -11,6 +11,7 @@ fn site(state: &std::path::Path) -> Site {
         installation: "test".to_owned(),
         node: "node-1".to_owned(),
         gone: None,
+        copies: false,
         grace: Duration::from_secs(600),
         state_dir: state.to_owned(),
     }
@@ -18,16 +19,21 @@ fn site(state: &std::path::Path) -> Site {
 
 /// VMs that were made an hour ago, each of a sandbox on a node.
 async fn cloud(vms: &[(&str, &str)]) -> Arc<Fake> {
+    cloud_of(vms, &[]).await
+}
+
+/// The same, with more tags.
+async fn cloud_of(vms: &[(&str, &str)], more: &[(&str, &str)]) -> Arc<Fake> {
     let began = SystemTime::now() - Duration::from_secs(3600);
     let fake = Arc::new(Fake::new(Options { began, ..Options::default() }));
     let (instance_type, market) = ("small".to_owned(), Market::OnDemand);
     let place = Candidate { number: 0, instance_type, zone: None, market };
     for (sandbox, node) in vms {
         let tag = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-        let spec = VmSpec {
-            tags: BTreeMap::from([tag(tags::INSTALLATION, "test"), tag(tags::NODE, node)]),
-            ..VmSpec::new(VmName::first_form("pod", sandbox), *sandbox)
-        };
+        let mut all = BTreeMap::from([tag(tags::INSTALLATION, "test"), tag(tags::NODE, node)]);
+        all.extend(more.iter().map(|(key, value)| tag(key, value)));
+        let spec =
+            VmSpec { tags: all, ..VmSpec::new(VmName::first_form("pod", sandbox), *sandbox) };
         fake.create(&spec, &place).await.expect("made");
     }
     fake
@@ -97,4 +103,18 @@ async fn a_list_that_fails_is_no_empty_list() {
     assert_eq!(empty.expect("answered").text, "nothing is left over\n");
     fake.script_next(Operation::List, Fault::Fail(Kind::Unavailable));
     assert!(ask(&provider, &site(state.path()), LIST).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_copy_of_the_state_directory_has_made_is_left_alone_unless_told() {
+    let state = tempfile::tempdir().expect("directory");
+    Epochs::begin(state.path(), 1_000).expect("begun");
+    let fake = cloud_of(&[("copys", "node-1")], &[(tags::EPOCH, "2000")]).await;
+    let (rows, _) = leaks(&fake, &site(state.path()), Form { delete: true, ..LIST }).await;
+    assert_eq!((rows.len(), fake.vms().len()), (0, 1));
+    let (rows, _) = leaks(&fake, &site(state.path()), Form { all: true, ..LIST }).await;
+    assert_eq!(rows[0]["standing"], "another-copy");
+    let told = Site { copies: true, ..site(state.path()) };
+    leaks(&fake, &told, Form { delete: true, ..LIST }).await;
+    assert_eq!(fake.vms().len(), 0);
 }

@@ -3,11 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use peerpod_providers::VmName;
 use peerpod_providers::fake::{Fault, Operation};
+use peerpod_providers::{VmName, tags};
 use peerpod_tunnel::link::wire;
 use tokio::time::{Instant, sleep};
 
+use crate::config::Epochs;
 use crate::hypervisor::Sandboxes;
 use crate::relay::api::{Event, Payload};
 use crate::request::keys;
@@ -228,6 +229,40 @@ async fn a_vm_without_a_record_is_deleted_when_it_is_old_enough() {
     let names: Vec<_> = site.provider.vms().iter().map(|vm| vm.spec.sandbox.clone()).collect();
     assert_eq!(names, ["other", "s1"], "another node's VM is not ours to delete");
     assert_eq!(*lock(&site.counts.sweeps), [(Some(0), 0), (Some(1), 1)]);
+}
+
+/// Epochs are real times of starts; those of a fake cloud's VMs are made up.
+fn plant_of(site: &Site, sandbox: &str, epoch: &str) {
+    let mut spec = spec(VmName::first_form("pod", sandbox), sandbox, "node-1");
+    spec.tags.insert(tags::EPOCH.to_owned(), epoch.to_owned());
+    site.provider.plant(&spec, &candidate(0, "a")).expect("planted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_daemon_with_a_copy_of_the_state_directory_has_made_is_not_swept() {
+    let state = tempfile::tempdir().expect("directory");
+    Epochs::begin(state.path(), 1_000).expect("begun");
+    let mut site = swept();
+    site.options.epochs = Epochs::begin(state.path(), 3_000).expect("begun");
+    let _daemon = site.daemon().await;
+    plant_of(&site, "copys", "2000");
+    plant_of(&site, "former", "1000");
+    plant_of(&site, "forgotten", "500");
+    sleep(seconds(3600)).await;
+    let left: Vec<_> = site.provider.vms().iter().map(|vm| vm.spec.sandbox.clone()).collect();
+    assert_eq!(left, ["copys"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_swept_once_a_later_daemon_has_begun() {
+    let state = tempfile::tempdir().expect("directory");
+    let mut site = swept();
+    site.options.epochs = Epochs::begin(state.path(), 1_000).expect("begun");
+    let _daemon = site.daemon().await;
+    plant_of(&site, "lost", "1000");
+    Epochs::begin(state.path(), 2_000).expect("begun");
+    sleep(seconds(3600)).await;
+    assert_eq!((site.provider.vms().len(), site.deletes()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -156,7 +156,10 @@ fn bench(options: &Options, runtime: tokio::runtime::Runtime) -> anyhow::Result<
         let begin = std::time::Instant::now();
         match measure(&bench) {
             Ok(measured) => rows.extend(measured),
-            Err(e) => rows.push(Row::not_measured(id, "all", format!("{e:#}"))),
+            Err(e) => {
+                eprintln!("{id}: not measured: {e:#}");
+                rows.push(Row::not_measured(id, "all", format!("{e:#}")));
+            }
         }
         eprintln!("{id}: measured in {:.0} s", begin.elapsed().as_secs_f64());
     }

@@ -54,8 +54,8 @@ fn a_batch_has_heads_in_the_machines_order_and_values_in_the_networks() {
     let marks = [0, 0, 0, 10];
     let wanted = [
         head(20, [0, 0x10], [0, 1], 0, marks),
-        // The chain: request, acknowledge, create.
-        head(76, [10, 3], [4, 5], 1, [1, 0, 0, 0]),
+        // The chain: request, create. The last message asks for an acknowledgement, too.
+        head(76, [10, 3], [4, 1], 1, [1, 0, 0, 0]),
         name(1, b't'),
         name(3, b'c'),
         attribute(20, [0x80, 4]),
@@ -64,7 +64,7 @@ fn a_batch_has_heads_in_the_machines_order_and_values_in_the_networks() {
         number(5, [0, 0, 0, 0]),
         attribute(11, [0, 7]),
         b"filter\0\0".to_vec(),
-        head(68, [10, 9], [4, 5], 2, [1, 0, 0, 0]),
+        head(68, [10, 9], [4, 1], 2, [1, 0, 0, 0]),
         name(1, b't'),
         name(2, b's'),
         number(3, [0, 0, 0, 0]),

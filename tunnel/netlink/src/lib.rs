@@ -18,7 +18,7 @@ pub mod route;
 mod socket;
 
 pub use error::Error;
-pub use link::{Link, Mac, NewLink, Vxlan};
+pub use link::{InfoKind, Link, Mac, NewLink, Vxlan};
 pub use neighbour::{Neighbour, NeighbourState};
 pub use netns::Netns;
 pub use route::{Protocol, Route, Scope};

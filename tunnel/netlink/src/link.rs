@@ -1,5 +1,6 @@
 //! Links: make, here or in another namespace, find, change, delete.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -8,10 +9,15 @@ use std::str::FromStr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoVeth, InfoVxlan, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 
+pub use netlink_packet_route::link::InfoKind;
+
 use crate::{Error, Handle, Netns};
+
+/// So many links are asked for by their numbers.
+const FEW: usize = 8;
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -182,13 +188,56 @@ impl Handle {
         renamed
     }
 
-    /// All links of the namespace.
+    /// All links of the namespace, without what has passed through them: the kernel takes far longer
+    /// to count that, for each, than for all the rest.
     ///
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn links(&self) -> Result<Vec<Link>, Error> {
-        let answer = self.dump("list links", Message::GetLink(LinkMessage::default()))?;
+        self.some_links("list links", None)
+    }
+
+    /// The links of a kind, likewise: among thousands of pods' the kernel finds the few by itself.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn links_of(&self, kind: InfoKind) -> Result<Vec<Link>, Error> {
+        let name = kind.to_string();
+        let mut found = self.some_links(&format!("list {name} links"), Some(kind))?;
+        // A kernel that does not know the kind, or old ones, do not choose.
+        found.retain(|link| link.kind.as_deref() == Some(&name));
+        Ok(found)
+    }
+
+    fn some_links(&self, operation: &str, kind: Option<InfoKind>) -> Result<Vec<Link>, Error> {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let info = kind.map(|kind| LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]));
+        message.attributes.extend(info);
+        let answer = self.dump(operation, Message::GetLink(message))?;
         Ok(answer.into_iter().filter_map(read).collect())
+    }
+
+    /// The links with those numbers, as far as they are there: one by one where they are few, which
+    /// spares a worker with thousands of others a list of them all.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn links_at(&self, indexes: &BTreeSet<u32>) -> Result<Vec<Link>, Error> {
+        if indexes.len() > FEW {
+            let all = self.links()?.into_iter();
+            return Ok(all.filter(|link| indexes.contains(&link.index)).collect());
+        }
+        let mut found = Vec::new();
+        for index in indexes {
+            let mut message = LinkMessage::default();
+            message.header.index = *index;
+            match self.get(&format!("get link {index}"), Message::GetLink(message)) {
+                Err(e) if e.is_absent() => {}
+                answer => found.extend(answer?.into_iter().filter_map(read)),
+            }
+        }
+        Ok(found)
     }
 
     /// The link of that name.

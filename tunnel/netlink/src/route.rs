@@ -120,16 +120,15 @@ impl Handle {
     /// # Errors
     /// When the kernel refuses a dump.
     pub fn routes(&self) -> Result<Vec<Route>, Error> {
-        let links = self.links()?;
-        let name = |index: u32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
-        let mut all = Vec::new();
+        let mut told = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            let answer = self.dump("list routes", Message::GetRoute(message))?;
-            all.extend(answer.into_iter().filter_map(|m| read(m, &name)));
+            told.extend(self.dump("list routes", Message::GetRoute(message))?);
         }
-        Ok(all)
+        let links = self.links_at(&told.iter().filter_map(output).collect())?;
+        let name = |index: u32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
+        Ok(told.into_iter().filter_map(|m| read(m, &name)).collect())
     }
 
     fn route_message(&self, route: &Route) -> Result<RouteMessage, Error> {
@@ -160,6 +159,17 @@ impl Handle {
         message.attributes.push(RouteAttribute::Oif(index));
         Ok(message)
     }
+}
+
+/// Number of the link that a route leaves by.
+fn output(message: &Message) -> Option<u32> {
+    let Message::NewRoute(message) = message else {
+        return None;
+    };
+    message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }
 
 pub(crate) fn read(message: Message, name: &impl Fn(u32) -> Option<String>) -> Option<Route> {

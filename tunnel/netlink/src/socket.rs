@@ -1,12 +1,14 @@
 //! A netlink socket: requests that are acknowledged and dumps that are read to their end.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use crate::Error;
 
@@ -122,6 +124,18 @@ pub(crate) fn open(protocol: isize) -> Result<Socket, Error> {
     let mut socket = Socket::new(protocol).map_err(Error::Socket)?;
     socket.bind_auto().map_err(Error::Socket)?;
     joined(socket)
+}
+
+/// Lets so many bytes be sent in one piece, beyond what the system lets an unprivileged program have.
+pub(crate) fn room_to_send(socket: &Socket, bytes: usize) -> io::Result<()> {
+    // As the kernel counts, which adds the administration of each piece of memory.
+    let wanted = bytes.saturating_mul(2).saturating_add(4096);
+    // SAFETY: the descriptor is the socket's, which lives until the call is over.
+    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    if getsockopt(&fd, sockopt::SndBuf)? < wanted {
+        setsockopt(&fd, sockopt::SndBufForce, &wanted)?;
+    }
+    Ok(())
 }
 
 /// Speaks with the kernel alone from now on.

@@ -13,6 +13,7 @@
 //! The stamp is the kernel's priority of the packet, which survives the VXLAN device. In the pod's
 //! namespace nothing without it goes on: where this table is taken away, the tunnel is shut, not open.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
@@ -81,7 +82,10 @@ pub(super) fn allow(key: Key, source: IpAddr, owner: &str) -> Result<(), Error> 
     // Looking first: the kernel takes some 10 ms to undo a batch that fails.
     let there = exists()?;
     let altered = there && !whole.compare()?.wrong.is_empty();
-    let others = if there { elements()? } else { Vec::new() };
+    // All of a key come and go together, and a list of a thousand pods' takes its time.
+    let known =
+        there && (Nft::holds(TABLE, VNIS, &key.bytes())? || Nft::holds(TABLE, mine, &bytes)?);
+    let others = if altered || known { elements()? } else { Vec::new() };
     if altered {
         batch = batch.delete_table(TABLE);
     }
@@ -90,7 +94,8 @@ pub(super) fn allow(key: Key, source: IpAddr, owner: &str) -> Result<(), Error> 
         for (set, bytes, owner) in others.iter().filter(|(_, b, _)| Key::read(b) != Some(key)) {
             batch = batch.element(TABLE, set, bytes, owner);
         }
-        for port in others.iter().filter_map(|(_, b, _)| Some(Key::read(b)?.port)) {
+        let ports = others.iter().filter_map(|(_, b, _)| Some(Key::read(b)?.port));
+        for port in ports.collect::<BTreeSet<_>>() {
             batch = batch.element(TABLE, PORTS, &port_key(port), "");
         }
     } else {
@@ -125,29 +130,38 @@ fn elements() -> Result<Vec<Entry>, Error> {
     Ok(all)
 }
 
-/// Takes back what [`allow`] gave for the key, whoever had it; the table goes with its last entry.
-/// What is returned is better dropped last.
-pub(super) fn revoke(key: Key) -> Result<Option<Committed>, Error> {
+/// Takes back what [`allow`] gave for the key: to `source`, or, where that is not known or not all, to
+/// whoever has it. The table goes with its last entry. What is returned is better dropped last.
+pub(super) fn revoke(key: Key, source: Option<IpAddr>) -> Result<Option<Committed>, Error> {
     let _one = TABLE_LOCK.lock().unwrap_or_else(PoisonError::into_inner);
     if !exists()? {
         return Ok(None);
     }
-    let mut batch = Batch::new();
-    let (mut mine, mut others) = (false, false);
-    for (set, bytes, _) in elements()? {
-        if Key::read(&bytes) == Some(key) {
-            batch = batch.delete_element(TABLE, set, &bytes);
-            mine = true;
-        } else {
-            others |= set == VNIS;
+    if !Nft::holds_another(TABLE, VNIS, &key.bytes())? {
+        let gone = Batch::new().delete_table(TABLE).commit("take the source filter away");
+        return gone.map(Some);
+    }
+    let mine = match source.map(|source| full(key, source)) {
+        Some((set, bytes))
+            if Nft::holds(TABLE, VNIS, &key.bytes())? && Nft::holds(TABLE, set, &bytes)? =>
+        {
+            vec![(VNIS, key.bytes().to_vec()), (set, bytes)]
         }
+        _ => all_of(key)?,
+    };
+    if mine.is_empty() {
+        return Ok(None);
     }
-    match (mine, others) {
-        (_, false) => Batch::new().delete_table(TABLE).commit("take the source filter away"),
-        (true, true) => batch.commit("shut the VM out"),
-        (false, true) => return Ok(None),
-    }
-    .map(Some)
+    let all = mine.iter();
+    let batch =
+        all.fold(Batch::new(), |batch, (set, bytes)| batch.delete_element(TABLE, set, bytes));
+    batch.commit("shut the VM out").map(Some)
+}
+
+fn all_of(key: Key) -> Result<Vec<(&'static str, Vec<u8>)>, Error> {
+    let mut all = elements()?;
+    all.retain(|(_, bytes, _)| Key::read(bytes) == Some(key));
+    Ok(all.into_iter().map(|(set, bytes, _)| (set, bytes)).collect())
 }
 
 /// What is wrong with the filter for a key that exactly `source` may speak for; nothing is well.

@@ -78,13 +78,15 @@ pub struct Underlay {
 pub fn underlay(guest: &GuestNetwork) -> Result<Underlay, GuestError> {
     let handle = Handle::here()?;
     let routes = handle.routes()?;
-    let links = handle.links()?;
     let name = guest.host_interface.clone().or_else(|| {
         let defaults = routes.iter().filter(|r| r.is_default());
         defaults.min_by_key(|r| (r.destination.is_ipv6(), r.metric)).map(|r| r.device.clone())
     });
-    let link = name.and_then(|n| links.into_iter().find(|l| l.name == n && l.up));
-    let link = link.ok_or(GuestError::NotYet)?;
+    let link = match handle.link(&name.ok_or(GuestError::NotYet)?) {
+        Ok(link) if link.up => link,
+        Err(e) if !e.is_absent() => return Err(e.into()),
+        _ => return Err(GuestError::NotYet),
+    };
     let own = handle.addresses(link.index)?;
     let worker = guest.worker.iter().find(|w| own.iter().any(|o| o.is_ipv4() == w.is_ipv4()));
     let worker = *worker.ok_or(GuestError::NotYet)?;

@@ -85,12 +85,13 @@ impl Policy {
 /// Those of `dummy` links are services': kube-proxy and the node-local DNS cache keep theirs there.
 pub(super) fn host_addresses() -> Result<BTreeSet<IpAddr>, Error> {
     let handle = Handle::here()?;
-    let links = handle.links()?;
+    let addresses = handle.all_addresses()?;
+    let links = handle.links_at(&addresses.iter().map(|(index, _)| *index).collect())?;
     let services: BTreeSet<u32> =
         links.iter().filter(|l| l.kind.as_deref() == Some("dummy")).map(|l| l.index).collect();
     let mut found =
         BTreeSet::from([IpAddr::V4(Ipv4Addr::BROADCAST), IpAddr::V6(Ipv6Addr::LOCALHOST)]);
-    for (index, address) in handle.all_addresses()? {
+    for (index, address) in addresses {
         if services.contains(&index) || address.ip().is_loopback() {
             continue;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use peerpod_netlink::Handle;
+use peerpod_netlink::{Handle, InfoKind};
 
 use super::guard;
 
@@ -26,7 +26,7 @@ pub enum VniError {
 /// # Errors
 /// When the kernel refuses the dump.
 pub fn kernel_vnis() -> Result<BTreeSet<u32>, VniError> {
-    let links = Handle::here()?.links()?;
+    let links = Handle::here()?.links_of(InfoKind::Vxlan)?;
     let mut found: BTreeSet<u32> =
         links.iter().filter_map(|l| l.vxlan.as_ref()).map(|v| v.vni).collect();
     found.extend(guard::marked()?.into_iter().map(|(key, _)| key.vni));

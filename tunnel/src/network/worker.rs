@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use peerpod_netlink::nft::{Committed, Counter};
-use peerpod_netlink::{Error, Handle, Link, Netns, Vxlan};
+use peerpod_netlink::{Error, Handle, InfoKind, Link, Netns, Vxlan};
 
 use super::guard::{self, Key};
 use super::pin::{self, Around, Ends};
@@ -260,7 +260,8 @@ pub fn detach(tunnel: &Tunnel) -> Result<(), TunnelError> {
     // Nothing arrives any more before the filters go. The device, which takes the kernel longest,
     // goes last: what the filters have left is freed meanwhile.
     let stopped = netns.and_then(|n| failed.note(n.run(stop)));
-    let _shut_out = failed.note(step!("guard-revoke", guard::revoke(tunnel.key())));
+    let _shut_out =
+        failed.note(step!("guard-revoke", guard::revoke(tunnel.key(), Some(tunnel.vm))));
     if let Some((pod, cleared)) = &stopped {
         failed.note(cleared.as_ref());
         failed.note(step!("device-delete", pod.delete_link(DEVICE)));
@@ -389,7 +390,7 @@ pub enum Leftover {
 /// When the kernel refuses to tell.
 pub fn leftovers(known: &BTreeSet<String>) -> Result<Vec<Leftover>, Error> {
     let mut found = Vec::new();
-    for link in Handle::here()?.links()? {
+    for link in Handle::here()?.links_of(InfoKind::Vxlan)? {
         let owner = link.alias.as_deref().and_then(|a| a.strip_prefix("peerpod:"));
         let ours = owner.filter(|o| link.name.starts_with(TRANSIT) && !known.contains(*o));
         if let Some(owner) = ours {
@@ -412,7 +413,7 @@ pub fn remove_leftover(leftover: &Leftover) -> Result<(), Error> {
     let remove = || match leftover {
         Leftover::Device { name, .. } => Handle::here()?.delete_link(name),
         Leftover::Guard { port, vni, .. } => {
-            guard::revoke(Key { port: *port, vni: *vni }).map(drop)
+            guard::revoke(Key { port: *port, vni: *vni }, None).map(drop)
         }
     };
     step!("left-over", remove())
@@ -425,5 +426,5 @@ pub(super) fn allow_worker(key: (u16, u32), worker: IpAddr) -> Result<(), Error>
 
 /// Takes back what [`allow_worker`] gave.
 pub(super) fn revoke_worker(key: (u16, u32)) -> Result<(), Error> {
-    guard::revoke(Key { port: key.0, vni: key.1 }).map(drop)
+    guard::revoke(Key { port: key.0, vni: key.1 }, None).map(drop)
 }

@@ -1,6 +1,7 @@
 //! Filters altered behind our back: each alteration is noticed and put right by the next attach, and
 //! as long as a filter is missing, nothing passes.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 
 use peerpod_netlink::nft::expression::{Rule, Verdict};
@@ -100,6 +101,39 @@ fn every_alteration_is_noticed_and_put_right() {
         assert_eq!(lab.verify(), Vec::<String>::new(), "after: {what}");
         Range::new(&lab).settle(u16::try_from(n).unwrap());
     }
+}
+
+/// All entries have to go into one batch, which then is larger than a socket's usual buffer, and so
+/// would its acknowledgements be.
+#[test]
+fn a_worker_with_a_thousand_tunnels_gets_its_filter_back() {
+    if !root("tamper::a_worker_with_a_thousand_tunnels_gets_its_filter_back") {
+        return;
+    }
+    const OTHERS: u32 = 2000;
+    let lab = Lab::new(true, Policy::default());
+    let mut batch = Batch::new();
+    let owner = "0123456789abcdef".repeat(4);
+    for other in 1..=OTHERS {
+        let [_, a, b, c] = (VNI + other).to_be_bytes();
+        let [p, q] = PORT.to_be_bytes();
+        let [_, _, x, y] = other.to_be_bytes();
+        let key = [p, q, 0, 0, a, b, c, 0, 192, 1, x, y];
+        batch = batch.element(HOST_TABLE, "vnis", &key[..8], &owner);
+        batch = batch.element(HOST_TABLE, "vms4", &key, &owner);
+    }
+    on_worker(&lab, batch);
+    assert_eq!(lab.verify(), Vec::<String>::new(), "others' entries are none of ours");
+    let all =
+        || ["vnis", "vms4"].map(|set| elements(&lab, set).into_iter().collect::<BTreeSet<_>>());
+    let before = all();
+    assert!(before.iter().all(|set| set.len() > OTHERS as usize));
+    let accept = Rule::new().verdict(Verdict::Accept);
+    on_worker(&lab, Batch::new().rule(HOST_TABLE, "input", &accept));
+    assert!(!lab.verify().is_empty(), "a rule more");
+    lab.attach();
+    assert_eq!(lab.verify(), Vec::<String>::new());
+    assert_eq!(all(), before, "with all that others have in it");
 }
 
 #[test]

@@ -94,6 +94,8 @@ pub struct Batch {
     bytes: Vec<u8>,
     count: u32,
     sets: u32,
+    /// Where the last message begins.
+    last: usize,
 }
 
 /// A batch that holds. What it has deleted, the kernel frees a little later, and closing a netfilter
@@ -234,17 +236,18 @@ impl Batch {
     /// # Errors
     /// As [`Batch::send`].
     pub fn commit(self, operation: &str) -> Result<Committed, Error> {
-        // Each message but the first mark is acknowledged, in order.
-        let wanted = self.count - 1;
         let socket = socket_of_ours()?;
-        let sent = socket.send(&self.finished(), 0);
+        let mut over = self.count == 1;
+        let bytes = self.finished();
+        let _ = socket::room_to_send(&socket, bytes.len());
+        let sent = socket.send(&bytes, 0);
         sent.map_err(|e| socket::kernel(operation, e, None))?;
-        let mut seen = 0;
-        while seen < wanted {
+        // Refusals come first, in order; the last message alone is acknowledged.
+        while !over {
             let (bytes, _) = socket.recv_from_full().map_err(Error::Socket)?;
             for raw in messages(&bytes) {
                 match error_code(raw) {
-                    Some(0) => seen += 1,
+                    Some(0) => over = true,
                     Some(code) => {
                         let source = io::Error::from_raw_os_error(code.saturating_neg());
                         let step = format!("{operation}, step {}", sequence_of(raw));
@@ -257,8 +260,14 @@ impl Batch {
         Ok(Committed { _socket: socket })
     }
 
-    /// As it is sent.
+    /// As it is sent. Of thousands of acknowledgements a socket's buffer would hold a few hundred.
     pub(crate) fn finished(mut self) -> Vec<u8> {
+        if self.count > 1
+            && let Some(flags) = self.bytes.get_mut(self.last + 6..self.last + 8)
+            && let Ok(bytes) = <[u8; 2]>::try_from(&*flags)
+        {
+            flags.copy_from_slice(&(u16::from_ne_bytes(bytes) | ACK).to_ne_bytes());
+        }
         self.mark(0x11);
         self.bytes
     }
@@ -269,11 +278,12 @@ impl Batch {
 
     fn add(&mut self, kind: u16, flags: u16, family: Family, body: &Attributes) {
         let header = [family as u8, 0, 0, 0];
-        self.put(SUBSYSTEM | kind, REQUEST | ACK | flags, header, &body.0);
+        self.put(SUBSYSTEM | kind, REQUEST | flags, header, &body.0);
     }
 
     fn put(&mut self, kind: u16, flags: u16, header: [u8; 4], body: &[u8]) {
         let length = u32::try_from(16 + 4 + body.len()).unwrap_or(u32::MAX);
+        self.last = self.bytes.len();
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(&flags.to_ne_bytes());
@@ -285,11 +295,11 @@ impl Batch {
     }
 }
 
-fn key_attribute(key: &[u8]) -> Attributes {
+pub(super) fn key_attribute(key: &[u8]) -> Attributes {
     Attributes::default().nested(1, &Attributes::default().bytes(1, key))
 }
 
-fn elements(table: Table<'_>, set: &str, element: &Attributes) -> Attributes {
+pub(super) fn elements(table: Table<'_>, set: &str, element: &Attributes) -> Attributes {
     Attributes::default()
         .text(1, table.name)
         .text(2, set)

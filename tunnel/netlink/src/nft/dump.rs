@@ -3,7 +3,7 @@
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::attribute::{find, text, u64_be, walk};
-use super::batch::{Family, Table};
+use super::batch::{Family, Table, elements, key_attribute};
 use crate::Error;
 use crate::socket::{self, error_code, messages, type_of};
 
@@ -34,6 +34,10 @@ pub(super) const GET_RULE: u16 = 0x0a07;
 pub(super) const GET_SET: u16 = 0x0a0a;
 const GET_ELEMENT: u16 = 0x0a0d;
 const DONE: u16 = 3;
+/// A request for one thing, acknowledged.
+const ONE: u16 = 0x1 | 0x4;
+/// A request for all things.
+const ALL: u16 = 0x1 | 0x300;
 
 impl Nft {
     /// Names of the tables of a family.
@@ -59,19 +63,51 @@ impl Nft {
         Ok(ours.map(|m| counter_of(m)).collect())
     }
 
+    /// Whether a set holds a key. An absent set holds none.
+    ///
+    /// # Errors
+    /// When the kernel refuses to tell.
+    pub fn holds(table: Table<'_>, set: &str, key: &[u8]) -> Result<bool, Error> {
+        let body = elements(table, set, &key_attribute(key));
+        let request = Request { kind: GET_ELEMENT, how: ONE, family: table.family };
+        match ask("look for a key", request, &body.0, |_| false) {
+            Err(e) if e.is_absent() => Ok(false),
+            other => other.map(|found| !found.is_empty()),
+        }
+    }
+
     /// The keys of a set, each with its comment. An absent set is empty.
     ///
     /// # Errors
     /// When the kernel refuses the dump.
     pub fn elements(table: Table<'_>, set: &str) -> Result<Vec<(Vec<u8>, String)>, Error> {
         let body = super::attribute::Attributes::default().text(1, table.name).text(2, set);
-        let answer = match dump("list elements", GET_ELEMENT, table.family, &body.0) {
-            Err(e) if e.is_absent() => return Ok(Vec::new()),
-            other => other?,
-        };
-        let lists = answer.iter().filter_map(|m| find(m, 3));
-        Ok(lists.flat_map(walk).filter_map(|(_, element)| element_of(element)).collect())
+        match dump("list elements", GET_ELEMENT, table.family, &body.0) {
+            Err(e) if e.is_absent() => Ok(Vec::new()),
+            answer => Ok(answer?.iter().flat_map(|m| elements_of(m)).collect()),
+        }
     }
+
+    /// Whether a set holds another key than that; of thousands only the first are read.
+    ///
+    /// # Errors
+    /// When the kernel refuses the dump.
+    pub fn holds_another(table: Table<'_>, set: &str, key: &[u8]) -> Result<bool, Error> {
+        let body = super::attribute::Attributes::default().text(1, table.name).text(2, set);
+        let another = |all: &[Vec<u8>]| {
+            all.iter().flat_map(|m| elements_of(m)).any(|(have, _)| have.as_slice() != key)
+        };
+        let request = Request { kind: GET_ELEMENT, how: ALL, family: table.family };
+        match ask("look for other keys", request, &body.0, another) {
+            Err(e) if e.is_absent() => Ok(false),
+            answer => Ok(another(&answer?)),
+        }
+    }
+}
+
+fn elements_of(message: &[u8]) -> impl Iterator<Item = (Vec<u8>, String)> {
+    let list = find(message, 3).unwrap_or_default();
+    walk(list).filter_map(|(_, element)| element_of(element))
 }
 
 pub(crate) fn element_of(element: &[u8]) -> Option<(Vec<u8>, String)> {
@@ -101,13 +137,28 @@ pub(super) fn dump(
     family: Family,
     body: &[u8],
 ) -> Result<Vec<Vec<u8>>, Error> {
-    const REQUEST_DUMP: u16 = 0x1 | 0x300;
+    ask(what, Request { kind, how: ALL, family }, body, |_| false)
+}
+
+struct Request {
+    kind: u16,
+    how: u16,
+    family: Family,
+}
+
+/// Sends a request and gives the attributes of every answer, up to where it is enough.
+fn ask(
+    what: &str,
+    Request { kind, how, family }: Request,
+    body: &[u8],
+    enough: impl Fn(&[Vec<u8>]) -> bool,
+) -> Result<Vec<Vec<u8>>, Error> {
     let socket = socket::open(NETLINK_NETFILTER)?;
     let length = u32::try_from(20 + body.len()).unwrap_or(u32::MAX);
     let mut bytes = Vec::with_capacity(20 + body.len());
     bytes.extend_from_slice(&length.to_ne_bytes());
     bytes.extend_from_slice(&kind.to_ne_bytes());
-    bytes.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    bytes.extend_from_slice(&how.to_ne_bytes());
     bytes.extend_from_slice(&1u32.to_ne_bytes());
     bytes.extend_from_slice(&0u32.to_ne_bytes());
     bytes.extend_from_slice(&[family as u8, 0, 0, 0]);
@@ -116,7 +167,7 @@ pub(super) fn dump(
     let mut found = Vec::new();
     loop {
         let (bytes, _) = socket.recv_from_full().map_err(Error::Socket)?;
-        if take(what, &bytes, &mut found)? {
+        if take(what, &bytes, &mut found)? || enough(&found) {
             return Ok(found);
         }
     }
