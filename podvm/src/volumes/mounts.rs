@@ -17,6 +17,8 @@ pub(super) struct Mounted {
     pub(super) point: PathBuf,
     /// What mountinfo calls its source.
     pub(super) source: String,
+    /// Its device, "major:minor".
+    device: String,
 }
 
 /// What is mounted directly in `base`.
@@ -38,7 +40,8 @@ fn parse(text: &[u8]) -> impl Iterator<Item = Mounted> {
         let dash = fields.iter().position(|f| *f == b"-")?;
         let point = PathBuf::from(OsString::from_vec(plain(fields.get(4)?)));
         let source = String::from_utf8_lossy(&plain(fields.get(dash + 2)?)).into_owned();
-        Some(Mounted { point, source })
+        let device = String::from_utf8_lossy(fields.get(2)?).into_owned();
+        Some(Mounted { point, source, device })
     })
 }
 
@@ -104,6 +107,22 @@ pub(super) fn open_unused(device: &Path) -> std::io::Result<File> {
     }
     // The kernel gives a disk away for one use only.
     OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(device)
+}
+
+/// Opens a disk whose file system containers alone still hold: they have it from us, and mounted a second
+/// time it is the same one.
+///
+/// # Errors
+/// When it is mounted anywhere in the VM, or mapped.
+pub(super) fn open_shared(device: &Path) -> std::io::Result<File> {
+    let rdev = number(device)?;
+    let (major, minor) = (nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+    let (all, own) = (std::fs::read("/proc/self/mountinfo")?, format!("{major}:{minor}"));
+    let holders = std::fs::read_dir(format!("/sys/dev/block/{own}/holders"));
+    if parse(&all).any(|m| m.device == own) || holders.is_ok_and(|mut all| all.next().is_some()) {
+        return Err(Errno::EBUSY.into());
+    }
+    OpenOptions::new().read(true).custom_flags(libc::O_CLOEXEC).open(device)
 }
 
 /// Mounts a disk; one that can only be read so that it is only read.

@@ -79,8 +79,14 @@ impl Place<'_> {
 
     async fn content(&self) -> Result<Content, Failed> {
         let device = self.device.clone();
-        let look =
-            move || mounts::open_unused(&device).and_then(|mut disk| probe::probe(&mut disk));
+        let look = move || match mounts::open_unused(&device) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {
+                let content = probe::probe(&mut mounts::open_shared(&device)?)?;
+                // Only these can be mounted twice.
+                matches!(content, Content::Ext | Content::Xfs).then_some(content).ok_or(error)
+            }
+            disk => probe::probe(&mut disk?),
+        };
         apart(look).await.map_err(self.step("look at", &self.device))
     }
 

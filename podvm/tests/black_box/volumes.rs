@@ -252,6 +252,53 @@ async fn a_worker_that_is_gone_leaves_no_volume_mounted() {
     assert!(mounted(&podvm, &point));
 }
 
+/// A process that has a volume bound to a place of its own, in a mount namespace of its own, as a container
+/// has.
+struct Keeper(std::process::Child);
+
+impl Keeper {
+    async fn new(podvm: &Podvm, point: &str, place: &str) -> Self {
+        std::fs::create_dir(place).unwrap();
+        let pid = podvm.pid().to_string();
+        let bind = "mount --bind \"$0\" \"$1\" && exec sleep 600";
+        let child = Command::new("nsenter")
+            .args(["--mount", "--target", &pid, "unshare", "--mount", "--propagation", "private"])
+            .args(["sh", "-c", bind, point, place])
+            .spawn()
+            .unwrap();
+        let mounts = format!("/proc/{}/mountinfo", child.id());
+        let bound = || std::fs::read_to_string(&mounts).ok().filter(|text| text.contains(place));
+        until("a bound volume", bound).await.expect("it is bound");
+        Self(child)
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_volume_that_a_container_still_holds_is_mounted_for_the_next_one() {
+    let test = "volumes::a_volume_that_a_container_still_holds_is_mounted_for_the_next_one";
+    let Some(bench) = Bench::new(test) else { return };
+    let podvm = bench.run(&[]).await;
+    let point = bench.point("vol-0");
+    let mut worker = bench.lab.connect(&podvm).await;
+    assert_eq!(status(worker.call(&create(1, &volume("disk-a", &[]))).await).0, 0);
+    said(&podvm, &["sh", "-c", &format!("echo kept >{point}/file")]);
+    let keeper = Keeper::new(&podvm, &point, &bench.lab.path("data").display().to_string()).await;
+    drop(worker);
+    until("no mount", || (!mounted(&podvm, &point)).then_some(())).await.expect("unmounted");
+    let mut worker = bench.lab.connect(&podvm).await;
+    let answer = status(worker.call(&create(1, &volume("disk-a", &[]))).await);
+    assert_eq!(answer, (0, String::new()), "{}", podvm.log());
+    assert_eq!(said(&podvm, &["cat", &format!("{point}/file")]), "kept");
+    drop(keeper);
+}
+
 #[tokio::test]
 async fn a_confidential_vm_formats_nothing_on_the_word_of_an_annotation() {
     let test = "volumes::a_confidential_vm_formats_nothing_on_the_word_of_an_annotation";
