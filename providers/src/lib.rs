@@ -10,6 +10,8 @@
 //!          ───────────────────────▶ list   ──▶ every Resource with our installation's tag
 //! ```
 
+#[cfg(feature = "aws")]
+pub mod aws;
 #[cfg(feature = "azure")]
 pub mod azure;
 pub mod batch;

@@ -38,10 +38,9 @@ pub enum RegistryError {
     },
     /// It exists, but was left out.
     #[error(
-        "cloud provider {name:?} is not in this build, which has: {}; {}the cargo feature {name:?}{}",
-        list(built),
-        if TO_COME.contains(name) { "it is to come with " } else { "a build has it with " },
-        if TO_COME.contains(name) { ", which this version does not have yet" } else { "" }
+        "cloud provider {name:?} is not in this build, which has: {}; a build has it with the cargo \
+         feature {name:?}",
+        list(built)
     )]
     NotBuilt {
         /// What was asked for; also the name of its feature.
@@ -77,14 +76,13 @@ struct Entry {
 /// Everything that peerpodd may be built with, whether this build has it or not.
 const KNOWN: [&str; 5] = ["aws", "azure", "gcp", "libvirt", "local"];
 
-/// Those of them that cannot be built yet.
-const TO_COME: &[&str] = &["aws"];
-
 const BUILT: &[Entry] = &[
     #[cfg(feature = "libvirt")]
     Entry { name: crate::libvirt::NAME, keys: crate::libvirt::keys, build: libvirt },
     #[cfg(feature = "local")]
     Entry { name: crate::local::NAME, keys: crate::local::keys, build: local },
+    #[cfg(feature = "aws")]
+    Entry { name: crate::aws::NAME, keys: crate::aws::keys, build: aws },
     #[cfg(feature = "azure")]
     Entry { name: crate::azure::NAME, keys: crate::azure::keys, build: azure },
     #[cfg(feature = "gcp")]
@@ -105,6 +103,14 @@ fn gcp(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, Registry
     let settings = Settings::from_values(values, context)
         .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
     Ok(Arc::new(Gcp::new(settings, context)))
+}
+
+#[cfg(feature = "aws")]
+fn aws(context: &Context, values: &Values) -> Result<Arc<dyn Provider>, RegistryError> {
+    use crate::aws::{Aws, NAME, Settings};
+    let settings = Settings::from_values(values, &context.tags)
+        .map_err(|problems| RegistryError::Settings { name: NAME, problems })?;
+    Ok(Arc::new(Aws::new(settings, context)))
 }
 
 #[cfg(feature = "azure")]

@@ -121,6 +121,11 @@ impl<'a> Reader<'a> {
         self.values.get(key)
     }
 
+    /// Whether a key was given nothing but a forgotten placeholder.
+    pub fn is_placeholder(&self, key: &Key) -> bool {
+        self.values.given(key).is_some_and(is_placeholder)
+    }
+
     /// The text of a key that must have one, read by `parse`; `None` after a problem was noted.
     pub fn parsed<T, E: Display>(
         &mut self,

@@ -1,7 +1,7 @@
 # part: conformance  every cloud's provider over its double: the promises, bad input, bursts
 # Packages of the doubles, as pinned; one folder for all clouds.
 cloud_packages() {
-    local clouds=(azure gcp) arguments=() cloud
+    local clouds=(aws azure gcp) arguments=() cloud
     for cloud in "${clouds[@]}"; do arguments+=(-r "tests/clouds/requirements/$cloud.txt"); done
     python3 -m pip install --quiet --require-hashes --upgrade --target tests/.tools/python \
         "${arguments[@]}" >"$out/conformance-packages.log" 2>&1
@@ -44,9 +44,11 @@ part_conformance() {
         count fail "conformance: Microsoft's client and the fake ARM disagree"
     PYTHONPATH=tests/.tools/python:tests/clouds/double python3 tests/clouds/double/gcp_test.py ||
         count fail "conformance: Google's client and the fake Compute API disagree"
-    # With the same features, so that the providers are built once.
-    cargo_test conformance-unit -p peerpod-providers --features azure,gcp --lib
-    cargo_test conformance-http -p peerpod-clouds --features azure,gcp --test azure --test gcp
+    PYTHONPATH=tests/.tools/python:tests/clouds/double python3 tests/clouds/double/aws_test.py ||
+        count fail "conformance: Amazon's client and EC2's double disagree"
+    # With the features of part clouds, so that the providers, and what they stand on, are built once.
+    cargo_test conformance-http -p peerpod-providers -p peerpod-clouds --features crash-points,aws,azure,gcp \
+        --lib --test aws --test azure --test gcp
     conformance_libvirt
-    grep -hE '^(conformance	|azure: |gcp: |libvirt: )' "$out"/conformance-*.log
+    grep -hE '^(conformance	|aws: |azure: |gcp: |libvirt: )' "$out"/conformance-*.log
 }

@@ -318,7 +318,8 @@ pub(super) async fn secrets_do_not_show(double: &dyn Double) -> Result {
             seen.push_str(&format!("{} {e:?}", chain(&e)));
         }
     }
-    for spec in [&ours, &large] {
+    // Where names are nobody's alone, the other one was made, too.
+    for spec in [&ours, &foreign, &large] {
         delete_and_look(double, spec).await?;
     }
     let shown = seen.split_once(SECRET).map(|(before, _)| before);

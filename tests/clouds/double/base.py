@@ -4,6 +4,7 @@ the cloud's published model, lets things go wrong when told to, and answers ques
     GET  /_double/calls        [{"at", "operation", "name", "status", "method", "path"}, ...]
     GET  /_double/violations   ["...", ...]   what the cloud's own model would refuse
     GET  /_double/resources    {"vm": 1, "disk": 1, "nic": 1, "address": 0}   what costs money now
+    GET  /_double/facts        {"image": "ami-..."}   what is there before any call, where its ids are not fixed
     POST /_double/fault        {"operation", "fault", ...}   for the next call of that operation
     POST /_double/set          {...}   whatever a cloud's double has to set (capacity, quotas, pages)
                                {"slow": seconds}   before each create is answered, after it was done
@@ -109,6 +110,9 @@ class Cloud:
     def resources(self):
         return {}
 
+    def facts(self):
+        return {}
+
     def set(self, values):
         raise KeyError(f"nothing to set: {values}")
 
@@ -170,7 +174,7 @@ class Cloud:
             what = request.path.removeprefix("/_double/")
             if request.method == "GET":
                 known = {"calls": lambda: self.calls, "violations": lambda: self.violations,
-                         "resources": self.resources}
+                         "resources": self.resources, "facts": self.facts}
                 return Answer(200, known[what]()) if what in known else Answer(404, "no such question")
             if what == "fault":
                 self.faults.append(request.json())

@@ -114,6 +114,14 @@ impl Server {
         self.get("resources")
     }
 
+    /// What is there before any call, where its ids are not fixed.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn facts(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        self.get("facts")
+    }
+
     /// Lets something go wrong (see `double/base.py`).
     ///
     /// # Errors
