@@ -86,7 +86,6 @@ impl Call {
 }
 
 /// Both servers, as one identity.
-#[derive(Debug)]
 pub(super) struct Compute {
     http: Http,
     compute: String,
@@ -94,6 +93,13 @@ pub(super) struct Compute {
     key: Option<Value>,
     credentials: std::sync::OnceLock<Credentials>,
     budgets: Budgets,
+}
+
+/// The key shows nowhere.
+impl std::fmt::Debug for Compute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Compute({}, {:?})", self.identity(), self.budgets)
+    }
 }
 
 impl Compute {

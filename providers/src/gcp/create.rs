@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::client::{Call, Class, object};
 use super::list::{has_stopped, market};
 use super::template::Template;
-use super::{Gcp, NAME, USER_DATA_LIMIT, id, native_id, sandbox, text};
+use super::{Gcp, NAME, USER_DATA_LIMIT, id, lock, native_id, sandbox, text};
 use crate::error::Advice;
 use crate::{Candidate, Deletion, Error, Kind, Market, Token, Vm, VmRef, VmSpec};
 
@@ -54,6 +54,8 @@ impl Gcp {
         let zone = zone.filter(|zone| id::is_zone(zone));
         let zone = zone.ok_or_else(|| refuse(format!("the candidate's zone is {:?}", at.zone)))?;
         let body = template.body(spec, at, zone)?;
+        // What is known of an earlier VM's end says nothing of this one.
+        lock(&self.deleting).remove(name);
         let insert = self.insert(spec, at, zone, &body).await.map_err(never)?;
         let Insert::Operation(operation) = insert else {
             return self.take(spec, &template, zone, false).await;
@@ -107,7 +109,7 @@ impl Gcp {
                 let text = format!("a disk {name} is there already and belongs to another sandbox");
                 return Err(refuse(text));
             }
-            self.remove(spec, zone).await;
+            self.take_away(spec, zone).await;
             return Err(lost("has gone, or its disk that was in the way"));
         };
         if sandbox(&vm) != spec.sandbox {
@@ -117,7 +119,7 @@ impl Gcp {
         let status = text(&vm, "/status");
         if has_stopped(status) {
             let text = format!("of this sandbox is {status}, and is taken away");
-            self.remove(spec, zone).await;
+            self.take_away(spec, zone).await;
             // Whoever took it back has no room for it.
             let spot = market(&vm) == Market::Spot;
             return Err(if spot { problem(Kind::Capacity, name, &text) } else { lost(&text) });
@@ -156,13 +158,13 @@ impl Gcp {
         // Otherwise the effect is unknown: the caller repeats or deletes.
         let over = !matches!(error.kind, Kind::Unavailable | Kind::Throttled(_) | Kind::Other);
         if over {
-            self.remove(spec, zone).await;
+            self.take_away(spec, zone).await;
         }
         error
     }
 
     /// Deletes what there is of that VM, and waits a while for its end.
-    async fn remove(&self, spec: &VmSpec, zone: &str) {
+    async fn take_away(&self, spec: &VmSpec, zone: &str) {
         let native_id = None;
         let vm = VmRef { name: spec.name.clone(), sandbox: spec.sandbox.clone(), native_id };
         let end = Instant::now() + TIDY;

@@ -120,7 +120,7 @@ pub(super) fn family(machine_type: &str) -> &str {
 pub(super) fn can_be(machine_type: &str, kind: &str) -> bool {
     match (family(machine_type), kind) {
         ("n2d", kind) => kind != "TDX",
-        ("c2d" | "c3d" | "c4d", kind) => kind == "SEV",
+        ("c2d" | "c3d", kind) => kind == "SEV",
         ("c3" | "a3", kind) => kind == "TDX",
         ("e2" | "n1" | "n2" | "t2d" | "t2a" | "f1" | "g1" | "m1" | "m2" | "a2" | "g2", _) => false,
         _ => true,

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   create ─ insert (requestId) ─▶ operation ─ wait ─▶ GET VM ─▶ address
-//!   delete ─ DELETE by the VM's number, or GET by name in each zone (whose?) and then so
-//!          ─ asked again: no VM in any zone, left-over disk taken away ─▶ gone
+//!   delete ─ DELETE by the VM's number, or first GET by name in each zone (whose?) ─▶ operation
+//!          ─ asked again: operation done, nothing by that name in the other zones ─▶ gone
 //! ```
 //! Creates are idempotent by `requestId`, and by the VM's name after Google has forgotten that. Whose a VM is
 //! stands whole in its description and, as far as it fits, in its labels.
@@ -24,7 +24,7 @@ mod settings;
 mod template;
 mod wait;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -35,6 +35,7 @@ use crate::{
 };
 
 use client::{Call, Class, Compute};
+use delete::Removal;
 pub use settings::{Rates, Settings, keys};
 
 /// The name in the settings.
@@ -52,8 +53,8 @@ pub struct Gcp {
     forwarder_port: u16,
     vxlan_port: u16,
     compute: Compute,
-    /// Names of the VMs whose delete this process has asked for and not seen the end of.
-    deleting: Mutex<BTreeSet<String>>,
+    /// What this process has asked for and not seen the end of, by the VM's name.
+    deleting: Mutex<BTreeMap<String, Removal>>,
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {

@@ -184,8 +184,10 @@ impl Template {
             .set_labels(self.labels(spec))
             .set_description(&spec.sandbox)
             .set_resource_manager_tags(self.manager_tags.clone());
-        if spec.disk_gib > 0 {
-            root = root.set_disk_size_gb(spec.disk_gib.max(least).max(DISK_MIN));
+        // Of an image whose size is not known the least disk may be too small, and its own never is.
+        let floor = if least == 0 { DISK_MIN } else { 0 };
+        if spec.disk_gib > floor {
+            root = root.set_disk_size_gb(spec.disk_gib.max(least));
         }
         let mut disks = vec![
             AttachedDisk::new()
@@ -202,9 +204,12 @@ impl Template {
                 true => volume.disk.clone(),
                 false => format!("projects/{}/zones/{zone}/disks/{name}", self.project),
             };
-            disks.push(
-                AttachedDisk::new().set_source(source).set_auto_delete(false).set_device_name(name),
-            );
+            let disk =
+                AttachedDisk::new().set_source(source).set_auto_delete(false).set_device_name(name);
+            disks.push(match volume.read_only {
+                true => disk.set_mode(attached_disk::Mode::ReadOnly),
+                false => disk,
+            });
         }
         Ok(disks)
     }

@@ -3,11 +3,13 @@ instances and disks, operations that take a look or two to be done, requestId, p
 
     gcp.py [--key file]   with a service account, whose key is written there and whose tokens are asked for
 
-    POST /_double/set  {"stopped": name} {"vanish": name} {"foreign": [zone, name]} {"occupied": name} {"left": [zone, name, sandbox]}
-                       {"steps": n} {"serial": text} {"operation_error": code} {"operation_status": HTTP status}
-                       {"quota": calls per minute} {"limits": {metric: limit}} {"granted": [permission]}
+    POST /_double/set  {"stopped": name} {"vanish": name} {"foreign": [zone, name]} {"occupied": name}
+                       {"left": [zone, name, sandbox]}
+                       {"steps": n} {"serial": text} {"operation_error": code} {"delete_error": code}
+                       {"operation_status": HTTP status} {"quota": calls per minute} {"limits": {metric: limit}} {"granted": [permission]}
                        {"firewalls": [rule]} {"policies": [policy]} {"gone": [image or type]} {"hollow": true}
-                       {"unreachable": zone} {"denied": [method]} {"clock": seconds ahead} {"details": how an error says its reason}
+                       {"unreachable": zone} {"denied": [method]} {"clock": seconds ahead}
+                       {"details": how an error says its reason}
 """
 
 import re
@@ -45,6 +47,7 @@ class Compute(Cloud):
         self.quota, self.minutes, self.limits = 1500, {}, dict(catalogue.QUOTAS)
         self.granted, self.firewalls, self.policies = None, None, []
         self.gone, self.hollow, self.unreachable, self.denied, self.clock = [], False, None, [], 0
+        self.delete_error = None
         for zone in ZONES:
             self.disks[zone, "data-1"] = self.stamp(zone, "disks", {
                 "name": "data-1", "kind": "compute#disk", "sizeGb": "10", "status": "READY", "users": []})
@@ -125,11 +128,11 @@ class Compute(Cloud):
                 for zone, name in [place for place in self.instances if place[1] == value]:
                     if key == "stopped":
                         self.instances[zone, name]["status"] = "TERMINATED"
-                        self.halt(f"{zone}/{name}")
+                        self.halt(self.instances[zone, name]["id"])
                     else:
                         self.end(zone, name)
             elif key in ("foreign", "occupied"):
-                zone, name = value if key == "foreign" else (ZONES[0], value)
+                zone, name = (ZONES[0], value) if key == "occupied" else value
                 thing = {"name": name, "kind": "compute#instance", "status": "RUNNING", "labels": {},
                          "disks": [], "networkInterfaces": [{"networkIP": "10.0.9.9"}]}
                 self.instances[zone, name] = self.stamp(zone, "instances", thing)
@@ -139,7 +142,8 @@ class Compute(Cloud):
                          "description": sandbox, "labels": {"peerpodd-sandbox": sandbox[:63]}}
                 self.disks[zone, name] = self.stamp(zone, "disks", thing)
             elif key in ("steps", "serial", "quota", "operation_error", "operation_status", "granted", "firewalls",
-                         "policies", "gone", "hollow", "unreachable", "denied", "clock", "details"):
+                         "policies", "gone", "hollow", "unreachable", "denied", "clock", "details",
+                         "delete_error"):
                 setattr(self, key, value)
             elif key == "limits":
                 self.limits.update(value)
@@ -297,26 +301,28 @@ class Compute(Cloud):
 
     # What is done.
 
-    def operation(self, zone, kind, target, error=None):
+    def operation(self, zone, kind, target, error=None, effect=None):
         self.number += 1
         name = f"operation-{self.number}"
         operation = {"kind": "compute#operation", "id": str(self.number), "name": name, "status": "PENDING",
                      "operationType": kind, "targetId": target.get("id", "0"), "progress": 0,
                      "targetLink": target.get("selfLink", ""), "zone": link(f"zones/{zone}"),
                      "selfLink": link(f"zones/{zone}/operations/{name}")}
-        self.operations[zone, name] = [operation, self.steps, error]
+        self.operations[zone, name] = [operation, self.steps, error, effect]
         return operation
 
     def zoneOperations_wait(self, request, zone, at):
         entry = self.operations.get((zone, at["operation"]))
         if entry is None:
             return self.missing(f"zones/{zone}/operations/{at['operation']}")
-        operation, left, error = entry
+        operation, left, error, effect = entry
         if operation["status"] != "DONE" and left > 0:
             entry[1] -= 1
             operation["status"] = "RUNNING"
         elif operation["status"] != "DONE":
             operation.update(status="DONE", progress=100)
+            if effect:
+                effect()
             if error:
                 operation.update(error={"errors": [{"code": error, "message": f"failed: {error}"}]},
                                  httpErrorStatusCode=self.operation_status, httpErrorMessage="FAILED")
@@ -386,9 +392,8 @@ class Compute(Cloud):
         vm = self.stamp(zone, "instances", {**body, "kind": "compute#instance", "status": "RUNNING"})
         interface = dict(body["networkInterfaces"][0])
         n = self.number % 65000
-        name, metadata = body["name"], body.get("metadata", {}).get("items", [])
-        user_data = next((item["value"] for item in metadata if item["key"] == "user-data"), "")
-        address = self.boot(f"{zone}/{name}", name, user_data)
+        items = {item["key"]: item["value"] for item in body.get("metadata", {}).get("items", [])}
+        address = self.boot(vm["id"], vm["name"], items.get("user-data", ""))
         interface["networkIP"] = address or f"10.1.{n // 250}.{n % 250 + 1}"
         interface["accessConfigs"] = [{**config, "natIP": f"203.0.113.{n % 250 + 1}"}
                                       for config in interface.get("accessConfigs", [])]
@@ -407,9 +412,12 @@ class Compute(Cloud):
         if self.dying[zone, name] < 0:
             self.end(zone, name)
 
-    def end(self, zone, name):
-        vm = self.instances.pop((zone, name))
-        self.halt(f"{zone}/{name}")
+    def end(self, zone, name, number=None):
+        vm = self.instances.get((zone, name))
+        if vm is None or number not in (None, vm["id"]):
+            return
+        self.instances.pop((zone, name))
+        self.halt(vm["id"])
         self.dying.pop((zone, name), None)
         if any(disk.get("boot") for disk in vm["disks"]):
             self.disks.pop((zone, name), None)
@@ -420,10 +428,13 @@ class Compute(Cloud):
             return self.missing(f"zones/{zone}/instances/{at['instance']}")
         if vm["status"] == "STOPPING":
             return self.refusal(400, "resourceNotReady", f"The resource {vm['name']} is not ready")
+        error, self.delete_error = self.delete_error, None
+        if error:
+            return self.operation(zone, "delete", vm, error)
         vm["status"], self.dying[zone, vm["name"]] = "STOPPING", self.steps
         if self.steps == 0:
             self.end(zone, vm["name"])
-        return self.operation(zone, "delete", vm)
+        return self.operation(zone, "delete", vm, None, lambda: self.end(zone, vm["name"], vm["id"]))
 
     def disks_delete(self, request, zone, at):
         disk = self.named(self.disks, zone, at["disk"])

@@ -76,9 +76,10 @@ class Driven(unittest.TestCase):
                                                     "filter": "labels.peerpodd-installation=a"})
             names = [thing.name for _, scope in found for thing in getattr(scope, what)]
             self.assertEqual(len(names), 5)
-        # By its number, and gone only after a look or two.
-        self.wait(self.instances.delete_unary(instance=str(vm.id), **self.at))
+        # By its number, and gone when the operation is done.
+        deletion = self.instances.delete_unary(instance=str(vm.id), **self.at)
         self.assertEqual(self.instances.get(instance="podvm-a", **self.at).status, "STOPPING")
+        self.wait(deletion)
         for name in ("podvm-a", str(vm.id)):
             with self.assertRaises(NotFound):
                 self.instances.get(instance=name, **self.at)

@@ -170,7 +170,9 @@ fn a_disk_is_never_smaller_than_its_image() {
     assert_eq!(size(30, 6, None), json!("30"));
     assert_eq!(size(30, 40, None), json!("40"));
     assert_eq!(size(30, 0, None), Value::Null);
-    assert_eq!(size(30, 6, Some("own")), json!("6"));
+    assert_eq!(size(30, 6, Some("own")), Value::Null);
+    assert_eq!(size(30, 40, Some("own")), json!("40"));
+    assert_eq!(size(0, 6, None), Value::Null);
 }
 
 #[test]
@@ -183,6 +185,9 @@ fn volumes_and_images_that_are_none_are_refused_by_name() {
         &body(&template(), &spec, &at),
         &[("/disks/1", json!({"source": whole, "autoDelete": false, "deviceName": "data-1"}))],
     );
+    let read = Volume { read_only: true, ..Volume::new("data-1", 0) };
+    let read = VmSpec { volumes: vec![read], ..spec.clone() };
+    has(&body(&template(), &read, &at), &[("/disks/1/mode", json!("READ_ONLY"))]);
     for bad in ["", "Data 1", "projects/p/"] {
         let spec = VmSpec { volumes: volume(bad), ..spec.clone() };
         let error = template().body(&spec, &at, ZONE).expect_err("refused");
