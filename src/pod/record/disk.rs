@@ -102,13 +102,13 @@ impl<F: Files> Disk<F> {
     }
 
     fn load_now(&self) -> Result<Loaded, RecordError> {
-        let mut loaded = Loaded::default();
+        let (mut loaded, mut late) = (Loaded::default(), Vec::new());
         let names = self.files.names(&self.pods).map_err(|e| failed("read", &self.pods, e))?;
         for sandbox in names {
             let path = self.pods.join(&sandbox);
             match self.read_record(&path, &sandbox) {
                 Ok(Some((record, rest))) => {
-                    self.sync_late(&path);
+                    late.push(path);
                     if !rest.is_empty() {
                         self.rest().insert(sandbox, rest);
                     }
@@ -127,7 +127,13 @@ impl<F: Files> Disk<F> {
                 }
             }
         }
-        self.sync_late(&self.pods);
+        // What a process wrote that died before its last sync can be read, and lasts only from now on;
+        // pods must be served even if it does not.
+        late.push(self.pods.clone());
+        for (path, error) in self.files.sync_directories(&late) {
+            let error = failed("sync", &path, error);
+            tracing::warn!(%error, "what was read may not last");
+        }
         loaded.records.sort_by(|a, b| a.sandbox.cmp(&b.sandbox));
         Ok(loaded)
     }
@@ -150,14 +156,6 @@ impl<F: Files> Disk<F> {
             }
         };
         Ok(sum::seal(&Zeroizing::new(bytes?)))
-    }
-
-    /// What a process wrote that died before its last sync can be read, and lasts only from now on;
-    /// pods must be served even if it does not.
-    fn sync_late(&self, directory: &Path) {
-        if let Err(error) = self.sync(directory) {
-            tracing::warn!(%error, "what was read may not last");
-        }
     }
 
     fn set_aside(&self, from: &Path, sandbox: &str) -> Result<PathBuf, RecordError> {

@@ -6,7 +6,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::future::Future;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::libc;
@@ -71,6 +71,12 @@ pub trait Files: Clone + Debug + Send + Sync + 'static {
     /// The kernel's.
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
 
+    /// The same of many, which the kernel may do together; those that fail, with why.
+    fn sync_directories(&self, paths: &[PathBuf]) -> Vec<(PathBuf, io::Error)> {
+        let failed = |path: &PathBuf| Some((path.clone(), self.sync_directory(path).err()?));
+        paths.iter().filter_map(failed).collect()
+    }
+
     /// Puts one name in the place of another.
     ///
     /// # Errors
@@ -104,6 +110,9 @@ pub trait Files: Clone + Debug + Send + Sync + 'static {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> impl Future<Output = io::Result<T>> + Send;
 }
+
+/// So many directories are made to last at a time.
+const SYNC_THREADS: usize = 32;
 
 /// The machine's own.
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +178,29 @@ impl Files for Host {
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         let sync = || File::open(path)?.sync_all();
         on_disk!(RecordSyncBefore, RecordSyncAfter, sync())
+    }
+
+    /// Each waits for the disk to empty its cache, and those that wait at a time wait for the same.
+    fn sync_directories(&self, paths: &[PathBuf]) -> Vec<(PathBuf, io::Error)> {
+        let some = |paths: &[PathBuf]| -> Vec<(PathBuf, io::Error)> {
+            let failed = |path: &PathBuf| Some((path.clone(), self.sync_directory(path).err()?));
+            paths.iter().filter_map(failed).collect()
+        };
+        std::thread::scope(|scope| {
+            let each = paths.len().div_ceil(SYNC_THREADS).max(1);
+            let work = |paths| {
+                (std::thread::Builder::new().spawn_scoped(scope, move || some(paths)), paths)
+            };
+            let threads: Vec<_> = paths.chunks(each).map(work).collect();
+            threads
+                .into_iter()
+                .flat_map(|(thread, paths)| match thread.map(|thread| thread.join()) {
+                    Ok(Ok(failed)) => failed,
+                    // No thread, or one that died: in turn, then.
+                    _ => some(paths),
+                })
+                .collect()
+        })
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
