@@ -38,6 +38,16 @@ conformance_libvirt() {
         --test libvirt --test libvirt_boot
 }
 
+# The demo with VMs that boot, emulated. Builds a daemon of its own. Only `tests/run deep`.
+deep_libvirt() {
+    if [ "$(id -u)" != 0 ] || { ! libvirt_there && ! libvirt_install; }; then
+        echo "SKIP deep-libvirt: root and apt-get install --no-install-recommends ${libvirt_packages[*]}"
+        skipped=$((skipped + 1))
+        return
+    fi
+    demo_run libvirt cargo demo --provider libvirt
+}
+
 part_conformance() {
     cloud_packages || { cat "$out/conformance-packages.log"; count fail "conformance: packages"; return; }
     PYTHONPATH=tests/.tools/python:tests/clouds/double python3 tests/clouds/double/arm_test.py ||

@@ -52,9 +52,9 @@ virtlogd --config /etc/libvirt/virtlogd.conf 2>"$dir/log/virtlogd" &
 (while :; do libvirtd --config /etc/libvirt/libvirtd.conf 2>>"$dir/log/libvirtd" || true; done) 2>/dev/null &
 until virsh -q uri >/dev/null 2>&1; do sleep 0.1; done
 virsh -q net-define /dev/stdin >/dev/null <<'XML'
-<network><name>default</name><bridge name='virbr0'/><forward mode='open'/>
-<ip address='10.99.0.1' netmask='255.255.0.0'>
-<dhcp><range start='10.99.0.2' end='10.99.0.99'/></dhcp></ip></network>
+<network><name>default</name><bridge name='virbr0' stp='off' delay='0'/><forward mode='open'/>
+<ip address='10.97.0.1' netmask='255.255.0.0'>
+<dhcp><range start='10.97.0.2' end='10.97.0.99'/></dhcp></ip></network>
 XML
 virsh -q net-start default >/dev/null
 virsh -q pool-define-as default dir --target "$dir/images" >/dev/null
@@ -80,7 +80,7 @@ while :; do
         mac=$(virsh -q domiflist "$domain" 2>/dev/null | awk '{print $5}') || continue
         [[ $mac ]] || continue
         IFS=: read -r _ _ _ _ high low <<<"$mac"
-        text+="${text:+,}{\"ip-address\":\"10.99.$((1 + 0x$high % 250)).$((1 + 0x$low % 250))\","
+        text+="${text:+,}{\"ip-address\":\"10.97.$((1 + 0x$high % 250)).$((1 + 0x$low % 250))\","
         text+="\"mac-address\":\"$mac\",\"expiry-time\":4102444800}"
     done
     echo "[$text]" >"$status.new"

@@ -9,7 +9,7 @@ cache=$1 image=$2 podvm=$3 agent=${4:-}
 arguments=(console=ttyS0 panic=-1 quiet loglevel=4 random.trust_cpu=on)
 # What podvm needs of the kernel beside what is built in; the rest follows from these.
 modules=(virtio_pci virtio_blk virtio_scsi virtio_net virtio_console virtio_rng sr_mod isofs nls_utf8
-    vxlan nf_tables nft_fwd_netdev)
+    vxlan nf_tables nft_ct nft_fwd_netdev)
 
 mkdir -p "$cache"
 cache=$(cd "$cache" && pwd)

@@ -6,6 +6,7 @@
 //! ```
 
 mod cli;
+mod host;
 mod keep;
 mod programs;
 mod steps;
@@ -39,7 +40,14 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if isolate::is_outer() {
-        programs::build(arguments.json)?;
+        let real = !arguments.provider.is_local();
+        if real {
+            host::needed()?;
+        }
+        programs::build(&arguments)?;
+        if real {
+            host::make_image()?;
+        }
     }
     if let Stage::Ended(code) = isolate::enter()? {
         return Ok(code);

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, ensure};
 use peerpod_standin::lab::Binaries;
 
+use crate::cli::{Arguments, Provider};
+
 /// The directory of the running program, where the others lie, too.
 pub(crate) fn directory() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("where the demo lies")?;
@@ -13,7 +15,8 @@ pub(crate) fn directory() -> anyhow::Result<PathBuf> {
 }
 
 /// Builds them, in the demo's own profile, if cargo has started the demo or one is missing.
-pub(crate) fn build(json: bool) -> anyhow::Result<()> {
+pub(crate) fn build(arguments: &Arguments) -> anyhow::Result<()> {
+    let Arguments { json, provider, .. } = *arguments;
     let dir = directory()?;
     let binaries = Binaries::beside(&dir);
     let by_cargo = std::env::var_os("CARGO");
@@ -23,22 +26,40 @@ pub(crate) fn build(json: bool) -> anyhow::Result<()> {
     if !json {
         println!("building peerpodd, podvm and standin-agent (nothing to do if they are there)");
     }
-    let mut command = cargo(by_cargo.map_or_else(|| "cargo".into(), PathBuf::from), &dir);
-    let status = command.status().with_context(|| {
-        format!("{:?} are not beside the demo, and cargo cannot be started", binaries.missing())
-    })?;
-    ensure!(status.success(), "cargo build failed ({status})");
+    let program = by_cargo.map_or_else(|| "cargo".into(), PathBuf::from);
+    for what in packages(provider) {
+        let mut command = cargo(&program, what, &dir);
+        let status = command.status().with_context(|| {
+            format!("{:?} are not beside the demo, and cargo cannot be started", binaries.missing())
+        })?;
+        ensure!(status.success(), "cargo build failed ({status})");
+    }
     ensure!(binaries.missing().is_empty(), "cargo has built no {:?}", binaries.missing());
     Ok(())
 }
 
+/// What is built at a time: the daemon with that provider and no other.
+fn packages(provider: Provider) -> &'static [&'static [&'static str]] {
+    match provider {
+        Provider::Local => &[&["-p", "peerpodd", "-p", "podvm", "-p", "peerpod-standin"]],
+        Provider::Libvirt => &[
+            &["-p", "peerpodd", "--no-default-features", "--features", "libvirt"],
+            &["-p", "podvm", "-p", "peerpod-standin"],
+        ],
+    }
+}
+
+/// The project's top directory.
+pub(crate) fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."))
+}
+
 /// `target/<profile>/peerpodd-demo`: the profile's directory tells the profile and the target
 /// directory.
-fn cargo(program: PathBuf, dir: &Path) -> Command {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap_or(Path::new("."));
+fn cargo(program: &Path, what: &[&str], dir: &Path) -> Command {
     #[allow(clippy::disallowed_methods, reason = "the demo builds what it shows")]
     let mut command = Command::new(program);
-    command.current_dir(top).stdin(Stdio::null()).stdout(Stdio::null());
+    command.current_dir(top()).stdin(Stdio::null()).stdout(Stdio::null());
     // What cargo tells a program that it runs. Build scripts that watch these variables (ring's does)
     // would run anew at every change between a plain build and this one, and half the build with them.
     for (name, _) in std::env::vars_os() {
@@ -49,7 +70,7 @@ fn cargo(program: PathBuf, dir: &Path) -> Command {
             command.env_remove(&name);
         }
     }
-    command.args(["build", "-p", "peerpodd", "-p", "podvm", "-p", "peerpod-standin"]);
+    command.arg("build").args(what);
     match dir.file_name().and_then(|n| n.to_str()) {
         Some("debug") | None => {}
         Some(profile) => drop(command.args(["--profile", profile])),

@@ -9,6 +9,7 @@ use peerpod_standin::shim::{Profile, Shim};
 use peerpod_standin::tool::Report;
 
 use crate::cli::Arguments;
+use crate::host::Host;
 use crate::programs;
 use crate::timeline::{Timeline, millis};
 
@@ -25,11 +26,13 @@ pub(crate) struct Pod {
     pub(crate) started: Option<Instant>,
 }
 
-/// Everything. Dropped in this order: shims, daemon, lab.
+/// Everything. Dropped in this order: shims, daemon, host, lab.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) pods: Vec<Pod>,
     pub(crate) daemon: Option<Daemon>,
+    /// Where VMs are made, if not by the daemon itself.
+    pub(crate) host: Option<Host>,
     pub(crate) lab: Lab,
     pub(crate) arguments: Arguments,
     pub(crate) timeline: Timeline,
@@ -43,9 +46,16 @@ impl World {
     ) -> anyhow::Result<(Self, String)> {
         let lab = Lab::new(Binaries::beside(&programs::directory()?)).await?;
         timeline.say("a worker, a cluster behind it and pods, in namespaces of their own");
+        let host = match arguments.provider.is_local() {
+            true => None,
+            false => Some(libvirt(&lab, &timeline).await?),
+        };
         let begin = Instant::now();
-        let options =
-            DaemonOptions { boot_delay: arguments.boot_delay(), ..DaemonOptions::default() };
+        let options = DaemonOptions {
+            boot_delay: arguments.boot_delay(),
+            environment: host.as_ref().map(Host::environment).unwrap_or_default(),
+            ..DaemonOptions::default()
+        };
         let daemon = match lab.start(options).await {
             Ok(daemon) => daemon,
             Err(error) => {
@@ -54,9 +64,11 @@ impl World {
             }
         };
         let took = begin.elapsed();
-        timeline.took(None, "peerpodd run --provider local: node and relay are ready", took);
+        let provider = arguments.provider.name();
+        let text = format!("peerpodd run --provider {provider}: node and relay are ready");
+        timeline.took(None, &text, took);
         let seen = format!("ready {} ms after its start", millis(took));
-        Ok((Self { pods: Vec::new(), daemon: Some(daemon), lab, arguments, timeline }, seen))
+        Ok((Self { pods: Vec::new(), daemon: Some(daemon), host, lab, arguments, timeline }, seen))
     }
 
     /// The daemon, as long as it runs.
@@ -77,11 +89,21 @@ impl World {
     /// Copies the logs where they were asked for, or shows their ends after a failure.
     pub(crate) fn save_logs(&self, ok: bool) {
         let logs = self.lab.dir().logs();
+        if let Some(host) = &self.host {
+            host.save_consoles(&logs);
+        }
         save(&logs, self.arguments.logs.as_deref());
         if !ok {
             eprintln!("{}", peerpod_standin::lab::log_tail(&logs, 30));
         }
     }
+}
+
+async fn libvirt(lab: &Lab, timeline: &Timeline) -> anyhow::Result<Host> {
+    let begin = Instant::now();
+    let host = Host::start(lab).await?;
+    timeline.took(None, "libvirtd behind the worker, with an image", begin.elapsed());
+    Ok(host)
 }
 
 fn save(logs: &Path, to: Option<&Path>) {

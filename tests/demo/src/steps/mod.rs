@@ -23,10 +23,13 @@ use crate::world::World;
 
 /// Longest time of a step; each has shorter limits inside.
 const LIMIT: Duration = Duration::from_secs(180);
+/// The same where VMs are emulated.
+const EMULATED: Duration = Duration::from_secs(600);
 
 /// The rows so far, and whether to go on.
 struct Course {
     timeline: Timeline,
+    limit: Duration,
     rows: Vec<Row>,
 }
 
@@ -46,8 +49,9 @@ impl Course {
         }
         self.timeline.enter(name);
         let begin = Instant::now();
-        let late = |_| Err(anyhow!("not done within {LIMIT:?}"));
-        let done = tokio::time::timeout(LIMIT, work).await.unwrap_or_else(late);
+        let limit = self.limit;
+        let late = |_| Err(anyhow!("not done within {limit:?}"));
+        let done = tokio::time::timeout(limit, work).await.unwrap_or_else(late);
         let (value, seen) = match done {
             Ok((value, seen)) => (Some(value), seen),
             Err(error) => (None, said_once(&error)),
@@ -75,7 +79,8 @@ fn said_once(error: &anyhow::Error) -> String {
 
 /// All of them, up to the first that fails.
 pub(crate) async fn all(arguments: Arguments, timeline: Timeline) -> Vec<Row> {
-    let mut course = Course { timeline: timeline.clone(), rows: Vec::new() };
+    let limit = if arguments.provider.is_local() { LIMIT } else { EMULATED };
+    let mut course = Course { timeline: timeline.clone(), limit, rows: Vec::new() };
     let world = course.step("daemon", World::new(arguments, timeline)).await;
     if let Some(mut world) = world {
         each(&mut course, &mut world).await;

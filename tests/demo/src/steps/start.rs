@@ -11,7 +11,7 @@ use crate::world::{Pod, World};
 
 pub(super) async fn run(world: &mut World) -> anyhow::Result<String> {
     let (lab, timeline) = (&world.lab, &world.timeline);
-    let starts = (0..world.arguments.pods).map(|number| async move {
+    let starts = (0..world.arguments.pods()).map(|number| async move {
         let mut pod = World::create(lab, number).await?;
         pod.finish_start(timeline).await?;
         look(&pod).await.with_context(|| format!("{}: what its agent saw", pod.name))?;
@@ -25,13 +25,12 @@ pub(super) async fn run(world: &mut World) -> anyhow::Result<String> {
         let most = times.iter().max().copied().unwrap_or_default();
         format!("{step} {} to {} ms", millis(least), millis(most))
     };
-    let delay = millis(world.arguments.boot_delay());
-    Ok(format!(
-        "{} pods; {}, {} ({delay} ms of it pretended boot)",
-        world.pods.len(),
-        took("CreateVM"),
-        took("StartVM"),
-    ))
+    let boot = match world.arguments.provider.is_local() {
+        true => format!("{} ms of it pretended boot", millis(world.arguments.boot_delay())),
+        false => "a real boot, emulated".to_owned(),
+    };
+    let pods = world.pods.len();
+    Ok(format!("{pods} pods; {}, {} ({boot})", took("CreateVM"), took("StartVM")))
 }
 
 /// The VM's own resolver stays, and containers join the pod's network.

@@ -7,6 +7,7 @@ use anyhow::Context;
 use futures_util::future::try_join_all;
 use peerpod_standin::lab::wait_for;
 
+use crate::host::Host;
 use crate::timeline::millis;
 use crate::world::{Pod, World};
 
@@ -28,7 +29,8 @@ pub(super) async fn run(world: &mut World) -> anyhow::Result<String> {
     let gone = || {
         let left = dirs.iter().flat_map(|d| std::fs::read_dir(d).into_iter().flatten().flatten());
         let left = left.filter(|e| e.path().is_dir()).count();
-        async move { Ok((left == 0).then_some(())) }
+        let on_host = world.host.as_ref().map(Host::left);
+        async move { Ok((left == 0 && on_host.transpose()?.is_none_or(|l| l.is_empty())).then_some(())) }
     };
     wait_for("VMs and records to go", PATIENCE, gone).await?;
     world.timeline.took(None, "all VMs and records are gone", begin.elapsed());

@@ -5,17 +5,17 @@ use std::net::Ipv4Addr;
 use anyhow::Context;
 use netlink_sys::protocols::NETLINK_SOCK_DIAG;
 use netlink_sys::{Socket, SocketAddr};
-use peerpod_netlink::Handle;
+use peerpod_netlink::{Handle, Link};
 
 use super::network::Failed;
 use super::{Lab, blocking};
 
 /// Port of the forwarder in a VM.
 const FORWARDER: u16 = 15150;
-/// Interfaces of VMs on the worker's bridge.
-const PORTS: &str = "ppl";
+/// Interfaces of VMs: on the worker's bridge, and on that of a libvirt behind it.
+const PORTS: [&str; 2] = ["ppl", "vnet"];
 
-/// Takes the VMs from the worker's bridge, or gives them back.
+/// Takes the VMs from their bridge, or gives them back.
 ///
 /// # Errors
 /// Of the kernel.
@@ -23,12 +23,15 @@ pub async fn plug(lab: &Lab, plugged: bool) -> anyhow::Result<()> {
     let network = lab.network().clone();
     let set = move || -> Result<(), peerpod_netlink::Error> {
         let here = Handle::here()?;
-        for link in here.links()?.iter().filter(|link| link.name.starts_with(PORTS)) {
+        let is_port = |link: &&Link| PORTS.iter().any(|port| link.name.starts_with(port));
+        for link in here.links()?.iter().filter(is_port) {
             here.set_up(&link.name, plugged)?;
         }
         Ok(())
     };
-    blocking(move || network.worker().run(set).context("the VMs' interfaces")).await
+    let both =
+        move || [network.worker(), network.cluster()].into_iter().try_for_each(|n| n.run(set));
+    blocking(move || both().context("the VMs' interfaces")).await
 }
 
 /// Has the kernel end every connection from the worker to a forwarder, and gives how many it were.
