@@ -172,13 +172,14 @@ fn notices(rows: &[Effective], env: &BTreeMap<String, String>, provider: &str) -
         ));
     }
     let given = |name: &str| env.get(name).is_some_and(|v| !v.is_empty());
-    for name in table::UNUSED_ENV.into_iter().filter(|name| given(name)) {
+    let read = |name: &str| rows.iter().any(|row| row.spec.env == name);
+    for name in table::UNUSED_ENV.into_iter().filter(|name| given(name) && !read(name)) {
         notices.push(format!("{name} is accepted and has no effect"));
     }
     let ours = ["PEERPODD_".to_owned(), format!("{}_", provider.to_uppercase())];
     for name in env.keys().filter(|n| ours.iter().any(|prefix| n.starts_with(prefix.as_str()))) {
         let known = || rows.iter().map(|r| r.spec.env).filter(|e| !e.is_empty());
-        if known().all(|k| k != name) {
+        if known().all(|k| k != name) && !table::LIBRARY_ENV.contains(&name.as_str()) {
             let near = syntax::nearest(name, known());
             let near = near.map(|n| format!("; {n} is the nearest")).unwrap_or_default();
             notices.push(format!("{name} is no setting and is ignored{near}"));

@@ -168,6 +168,23 @@ pub(super) const UNUSED_ENV: [&str; 5] = [
     "CLOUD_PROVIDER_EXTERNAL_PLUGIN_HASH",
 ];
 
+/// Standard variables of the clouds' own libraries, which platforms set: nobody has misspelt them.
+pub(super) const LIBRARY_ENV: [&str; 13] = [
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_DEFAULT_REGION",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_PROFILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_STS_REGIONAL_ENDPOINTS",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+];
+
 /// Turning it on is refused: a Go plugin cannot be loaded here.
 pub(super) static EXTERNAL_PLUGIN: Key<bool> = Key {
     spec: Spec {

@@ -170,6 +170,13 @@ fn known_keys_without_effect_are_reported_and_unknown_ones_are_left_alone() {
 }
 
 #[test]
+fn what_a_clouds_library_reads_is_no_unknown_setting() {
+    let env = ["AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARM"];
+    let env = env.map(|name| (name.to_owned(), "x".to_owned())).into();
+    assert_eq!(notices(&[], &env, "aws"), ["AWS_ROLE_ARM is no setting and is ignored"]);
+}
+
+#[test]
 fn a_wrong_value_of_the_nodes_does_not_keep_the_relay_from_starting() {
     let loaded = loaded(&[], &[("PROXY_TIMEOUT", "x"), ("CLOUD_PROVIDER", "local")]);
     assert!(loaded.settings().is_err());
