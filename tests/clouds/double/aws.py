@@ -7,12 +7,14 @@ name), {"next": {"action", "code", "message", "status"}} (the next call of that 
 [actions]}, {"auth": code}, {"sts": status}, {"gone": bool} (the image), {"hidden": looks} (before a public address
 shows), {"pages": things on one}, {"empty": bool} (an empty page before the last), {"bucket": [size, per second]},
 {"image": {...}}, {"rules": [[protocol, port]]}, {"addresses": n}, {"offers": {type: [zones]}}, {"decides": {...}} (the
-launch template), {"metadata": {path: text}}, {"console": {"text", "latest"}}.
+launch template), {"metadata": {path: text}}, {"console": {"text", "latest"}}, {"late":
+seconds} (before a create takes effect).
 """
 
 import base64
 import re
 import sys
+import time
 import xml.etree.ElementTree as ET
 from urllib.parse import parse_qs
 
@@ -52,7 +54,8 @@ class Aws(Surroundings, Cloud):
         self.options = {
             "next": [], "denied": [], "auth": None, "hidden": 0, "pages": 3, "empty": False,
             "image": {}, "rules": [["tcp", 15150], ["udp", 9000]], "addresses": None, "offers": {},
-            "decides": {}, "metadata": {}, "console": {}, "sts": 200, "gone": False}
+            "decides": {}, "metadata": {}, "console": {}, "sts": 200, "gone": False,
+            "late": 0}
         self.seed()
 
     def seed(self):
@@ -130,6 +133,12 @@ class Aws(Surroundings, Cloud):
             {"resource-id": [thing]})}
 
     # What is asked.
+
+    def answer(self, request):
+        if self.params(request).get("Action") == "RunInstances":
+            # Others are answered meanwhile.
+            time.sleep(self.options["late"])
+        return super().answer(request)
 
     def params(self, request):
         if not hasattr(request, "params"):

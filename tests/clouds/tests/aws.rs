@@ -415,12 +415,14 @@ async fn a_hundred_at_once_are_a_call_each_and_their_deletes_a_few() -> anyhow::
 async fn a_create_that_is_dropped_on_its_way_is_waited_for() -> anyhow::Result<()> {
     let setup = setup(&[])?;
     let report = setup.report().await?;
-    for n in 0..10 {
+    setup.server.set(&json!({"late": 0.5}))?;
+    for n in 0..5 {
         let spec = spec(&report, n);
         let at = candidate();
         let create = setup.provider.create(&spec, &at);
         // Long enough for the request to leave, too short for its answer.
-        let _ = tokio::time::timeout(Duration::from_millis(n as u64), create).await;
+        let left = tokio::time::timeout(Duration::from_millis(60 * n as u64), create).await;
+        ensure!(left.is_err(), "{left:?}");
         setup.delete(&spec).await?;
     }
     setup.clean()
