@@ -8,7 +8,7 @@ clouds_binaries() {
     cp "$target"/debug/{peerpodd,podvm,standin-agent} "$target/debug/clouds/" && binaries
 }
 part_clouds() {
-    local clouds="peerpod-clouds/azure,peerpod-clouds/gcp"
+    local clouds="peerpod-clouds/aws,peerpod-clouds/azure,peerpod-clouds/gcp"
     cloud_packages || { cat "$out/conformance-packages.log"; count fail "clouds: packages"; return; }
     clouds_binaries "$clouds" || { count fail "clouds: building the daemon with all clouds"; return; }
     cargo_test clouds -p peerpod-clouds --features "crash-points,$clouds" --lib --test pods --test crash

@@ -48,7 +48,9 @@ class Aws(Surroundings, Cloud):
     def reset(self):
         super().reset()
         MOTO.post("/moto-api/reset")
-        # Ids are the same ones each time, so that settings can name them.
+        # Ids are the same ones each time, so that settings can name them; its default network, which takes
+        # ids too, is there before.
+        _ = self.moto
         MOTO.post("/moto-api/seed?a=1")
         self.tokens, self.hidden, self.limit, self.addresses = {}, {}, None, {}
         self.options = {

@@ -60,11 +60,48 @@ pub const SECRET: &str = "hunter2-client-secret";
 
 /// Those that this build has.
 pub const CLOUDS: &[Cloud] = &[
+    #[cfg(feature = "aws")]
+    AWS,
     #[cfg(feature = "azure")]
     AZURE,
     #[cfg(feature = "gcp")]
     GCP,
 ];
+
+#[cfg(feature = "aws")]
+const AWS: Cloud = Cloud {
+    name: "aws",
+    script: "aws.py",
+    flavour: Flavour::Aws,
+    guide: &[
+        ("CLOUD_PROVIDER", "aws"),
+        ("VXLAN_PORT", "9000"),
+        ("PROXY_TIMEOUT", "5m"),
+        ("PODVM_INSTANCE_TYPE", "t3.medium"),
+        ("PODVM_INSTANCE_TYPES", "t2.small,t2.medium,t3.large"),
+        ("PODVM_AMI_ID", "ami-0114183d260f486ec"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_SUBNET_ID", "subnet-e70cad19461922995"),
+        ("AWS_VPC_ID", "vpc-4283fefc63f0cd0e8"),
+        ("AWS_SG_IDS", "sg-aecac22ae386fb856"),
+        ("TAGS", "key1=value1,key2=value2"),
+        ("PEERPODS_LIMIT_PER_NODE", "10"),
+        ("ROOT_VOLUME_SIZE", "6"),
+        ("DISABLECVM", "true"),
+    ],
+    secret: &[("AWS_ACCESS_KEY_ID", "AKIADOUBLE"), ("AWS_SECRET_ACCESS_KEY", SECRET)],
+    key: None,
+    beyond: &[("API_RATE_RUN_INSTANCES", "1000"), ("API_RATE_TERMINATE_INSTANCES", "1000")],
+    endpoints: &["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL_STS"],
+    default_type: "t3.medium",
+    image_gone: r#"{"gone": true}"#,
+    image_missing: "InvalidAMIID.NotFound",
+    names_are_unique: false,
+    // Half of what is published: 2 a second, five at once.
+    schedule: Schedule { per_second: 1.0, burst: 2 },
+    calls: (2.0, 2.0),
+    throttle: 503,
+};
 
 #[cfg(feature = "azure")]
 const AZURE: Cloud = Cloud {
