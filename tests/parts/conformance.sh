@@ -58,7 +58,42 @@ part_conformance() {
         count fail "conformance: Amazon's client and EC2's double disagree"
     # With the features of part clouds, so that the providers, and what they stand on, are built once.
     cargo_test conformance-http -p peerpod-providers -p peerpod-clouds --features crash-points,aws,azure,gcp \
-        --lib --test aws --test azure --test gcp
+        --lib --test conformance --test aws --test azure --test gcp
     conformance_libvirt
-    grep -hE '^(conformance	|aws: |azure: |gcp: |libvirt: )' "$out"/conformance-*.log
+    grep -hE '^(aws: |azure: |gcp: |libvirt: )' "$out"/conformance-*.log
+    conformance_table
+}
+
+# Behaviours by providers, and the reasons of those that are exempt: as it stands in the README.
+conformance_table() {
+    grep -h '^conformance	' "$out"/conformance-*.log | awk -F'\t' '
+        !($3 in seen) { seen[$3]; rows[++n] = $3 }
+        $4 == "kept" { cell[$2, $3] = "kept" }
+        $4 ~ /^exempt: / { why[$2, $3] = substr($4, 9) }
+        { there[$2] }
+        END {
+            count = split("local fake aws azure gcp libvirt", provider, " ")
+            for (p = 1; p <= count; p++) for (r = 1; r <= n; r++) {
+                text = why[provider[p], rows[r]]
+                if (text == "") continue
+                if (!(text in number)) { number[text] = ++m; reason[m] = text }
+                cell[provider[p], rows[r]] = "(" number[text] ")"
+            }
+            line = "| behaviour |"; rule = "|---|"
+            for (p = 1; p <= count; p++) { line = line " " provider[p] " |"; rule = rule "---|" }
+            print line; print rule
+            for (r = 1; r <= n; r++) {
+                line = "| " rows[r] " |"
+                for (p = 1; p <= count; p++) {
+                    word = cell[provider[p], rows[r]]
+                    line = line " " (word != "" ? word : provider[p] in there ? "BROKEN" : "not run") " |"
+                }
+                print line
+            }
+            for (r = 1; r <= m; r++) print "- (" r ") " reason[r]
+        }' | tee "$out/conformance.md"
+    if grep -q 'not run' "$out/conformance.md"; then return; fi
+    if grep -vxFf README.md "$out/conformance.md"; then
+        count fail "conformance: these lines of the table do not stand in the README"
+    fi
 }
