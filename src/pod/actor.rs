@@ -165,6 +165,11 @@ impl Actor {
                     return self.failed_start(life, DEADLINE, &late(life, self.begun));
                 }
                 Heard::Command(Command::Start { deadline, reply }) => self.join(deadline, reply),
+                Heard::Command(Command::Doubt(reason)) => {
+                    let stage = life.record().stage.unwrap_or(Stage::Address);
+                    let stopped = StepError::Stopped(Unready { stage, reason });
+                    return self.failed_start(life, START, &stopped);
+                }
                 Heard::Command(command) => {
                     if let Some(end) = self.known(life, command) {
                         return Next::End(end);

@@ -45,7 +45,8 @@ pub(crate) enum Command {
     Ask,
     /// The agent has answered the relay, which began to ask then.
     Alive(Instant),
-    /// A list of the cloud says that the VM is no more.
+    /// A list of the cloud says that the VM is no more, or, of one that is being started, that it has
+    /// stopped.
     Doubt(String),
 }
 

@@ -12,6 +12,7 @@ mod orphans;
 mod recovery;
 mod registry;
 mod serve;
+mod starts;
 mod status;
 mod sweep;
 
@@ -74,6 +75,7 @@ impl Pods {
         tracker.spawn("relay events", events::run(Arc::clone(&pods), relay_events, gone));
         tracker.spawn("beat", beat::run(Arc::clone(&pods)));
         tracker.spawn("orphans", orphans::run(Arc::clone(&pods), shims_gone));
+        tracker.spawn("slow starts", starts::run(Arc::clone(&pods)));
         tracker.spawn("sweep", sweep::run(Arc::clone(&pods)));
         Ok(pods)
     }

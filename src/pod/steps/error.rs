@@ -69,6 +69,9 @@ pub(crate) enum StepError {
     /// The VM was not ready in time.
     #[error("waiting for its VM: {0}")]
     Unready(#[source] Unready),
+    /// The VM has powered off meanwhile.
+    #[error("waiting for its VM: {0}")]
+    Stopped(#[source] Unready),
     /// A transition that the table does not have.
     #[error("{0}")]
     Phase(#[from] Refusal),
@@ -109,7 +112,7 @@ impl StepError {
             Self::OneAddress | Self::Mtu(_) | Self::Phase(_) => FailureKind::Precondition,
             Self::Open(e) | Self::Connect(e) if e.may_pass() => FailureKind::Unavailable,
             Self::Unready(_) => FailureKind::Deadline,
-            Self::Ended => FailureKind::Unavailable,
+            Self::Stopped(_) | Self::Ended => FailureKind::Unavailable,
             _ => FailureKind::Internal,
         }
     }

@@ -238,6 +238,38 @@ async fn an_unreachable_vm_is_told_by_the_stage_it_reached() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_vm_that_stops_while_its_pod_starts_is_told_within_two_minutes() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    site.guest.be(Mood::Dark);
+    daemon.create("s1").await.expect("created");
+    let (begin, start) = (Instant::now(), daemon.starting("s1"));
+    until("a VM", || !site.provider.vms().is_empty()).await;
+    let name = site.provider.vms()[0].spec.name.clone();
+    let lists = || site.provider.count(Operation::List);
+    sleep(seconds(58)).await;
+    assert_eq!(lists(), 0, "most VMs have booted by then");
+    assert!(site.provider.kill(&name));
+    let failure = start.await.expect("joins").expect_err("it has stopped");
+    assert!(begin.elapsed() <= seconds(120), "{:?}", begin.elapsed());
+    assert_eq!(failure.kind, FailureKind::Unavailable);
+    assert!(failure.message.contains("the cloud says that the VM has stopped"), "{failure}");
+    site.until_nothing_is_left().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_vm_that_runs_is_waited_for() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    site.guest.be(Mood::Dark);
+    daemon.create("s1").await.expect("created");
+    let start = daemon.starting("s1");
+    sleep(seconds(200)).await;
+    site.guest.be(Mood::Answers);
+    start.await.expect("joins").expect("started");
+}
+
+#[tokio::test(start_paused = true)]
 async fn probing_is_dense_and_within_its_budget() {
     let site = Site::new();
     let daemon = site.daemon().await;
