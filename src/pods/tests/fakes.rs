@@ -1,13 +1,11 @@
 //! The parts of the world that are fakes of our own; the provider's fake is its crate's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use peerpod_providers::fake::{Fake, Operation};
 use peerpod_providers::{Candidate, Market, UserData, VmName, VmSpec, tags};
 use peerpod_tunnel::link::tls::ClientTls;
@@ -19,16 +17,23 @@ use crate::plan::Plan;
 use crate::pod::phase::Phase;
 use crate::pod::record::{Broken, Loaded, Record, RecordError, Records};
 use crate::pod::samples;
-use crate::pod::world::{
-    Clock, Door, Guest, Network, NetworkError, Observer, Planner, Pulse, Random, Stage, Unready,
-};
+use crate::pod::world::{Clock, Network, NetworkError, Observer, Planner, Random, Stage};
 use crate::proto::hypervisor::CreateVmRequest;
-use crate::relay::api::{Beat, Control, ControlError, Held};
 use crate::request::{self, PodRequest};
 use crate::volumes::PodVolumes;
 
+mod guest;
+mod relay;
+
+pub(super) use guest::{FakeGuest, Mood};
+pub(super) use relay::FakeRelay;
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no test panics while it holds a lock")
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).expect("some years")
 }
 
 #[derive(Debug)]
@@ -285,206 +290,5 @@ impl Network for FakeNetwork {
         let gone = attached.keys().filter(|k| !known.contains(*k)).cloned().collect();
         attached.retain(|k, _| known.contains(k));
         Ok(gone)
-    }
-}
-
-/// The relay.
-#[derive(Debug, Default)]
-pub(super) struct FakeRelay {
-    pub(super) held: Mutex<BTreeMap<String, Socket>>,
-    pub(super) edits: Mutex<Vec<(u64, Result<Bytes, String>)>>,
-    pub(super) closes: Mutex<Vec<(String, String)>>,
-    pub(super) connects: Mutex<u32>,
-    pub(super) refuses: Mutex<BTreeMap<&'static str, ControlError>>,
-    pub(super) hangs: Mutex<BTreeSet<&'static str>>,
-    /// How VMs behave on their links; `None` is a relay that cannot ask.
-    pub(super) links: Mutex<Option<Arc<Mutex<Mood>>>>,
-}
-
-#[derive(Debug)]
-pub(super) struct Socket {
-    pub(super) path: PathBuf,
-    pub(super) target: Option<SocketAddr>,
-    pub(super) shim: bool,
-    pub(super) idle_since: Instant,
-}
-
-impl FakeRelay {
-    pub(super) fn sandboxes(&self) -> BTreeSet<String> {
-        lock(&self.held).keys().cloned().collect()
-    }
-
-    /// A shim connects, or the last one goes.
-    pub(super) fn shim(&self, sandbox: &str, there: bool) {
-        let mut held = lock(&self.held);
-        let socket = held.get_mut(sandbox).expect("open");
-        (socket.shim, socket.idle_since) = (there, Instant::now());
-    }
-
-    async fn begin(&self, what: &'static str) -> Result<(), ControlError> {
-        while lock(&self.hangs).contains(what) {
-            sleep(Duration::from_millis(100)).await;
-        }
-        match lock(&self.refuses).get(what) {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        }
-    }
-}
-
-#[async_trait]
-impl Control for FakeRelay {
-    async fn open(&self, sandbox: &str, path: &Path, _: &[String]) -> Result<(), ControlError> {
-        self.begin("open").await?;
-        let new =
-            Socket { path: path.to_owned(), target: None, shim: false, idle_since: Instant::now() };
-        lock(&self.held).entry(sandbox.to_owned()).or_insert(new);
-        Ok(())
-    }
-
-    async fn connect(
-        &self,
-        sandbox: &str,
-        target: SocketAddr,
-        _: Option<&ClientTls>,
-        _: Duration,
-    ) -> Result<(), ControlError> {
-        *lock(&self.connects) += 1;
-        self.begin("connect").await?;
-        let mut held = lock(&self.held);
-        let Some(socket) = held.get_mut(sandbox) else {
-            return Err(ControlError::Refused(format!("unknown sandbox {sandbox}")));
-        };
-        socket.target = Some(target);
-        Ok(())
-    }
-
-    async fn close(&self, sandbox: &str, reason: &str) -> Result<bool, ControlError> {
-        lock(&self.closes).push((sandbox.to_owned(), reason.to_owned()));
-        self.begin("close").await?;
-        Ok(lock(&self.held).remove(sandbox).is_some())
-    }
-
-    async fn list(&self) -> Result<Vec<Held>, ControlError> {
-        self.begin("list").await?;
-        let held = lock(&self.held);
-        let all = held.iter().map(|(sandbox, socket)| Held {
-            sandbox: sandbox.clone(),
-            path: socket.path.display().to_string(),
-            target: socket.target.map(|t| t.to_string()).unwrap_or_default(),
-            agent_connections: u32::from(socket.shim),
-            idle_ms: if socket.shim { 0 } else { millis(socket.idle_since.elapsed()) },
-            ..Held::default()
-        });
-        Ok(all.collect())
-    }
-
-    async fn beat(&self, within: Duration) -> Result<Beat, ControlError> {
-        self.begin("beat").await?;
-        let Some(mood) = lock(&self.links).clone() else {
-            return Err(ControlError::Refused("no such call".to_owned()));
-        };
-        let mut beat = Beat::default();
-        let known = lock(&self.held).iter().filter(|(_, s)| s.target.is_some()).count();
-        if known > 0 && *lock(&mood) != Mood::Answers {
-            sleep(within).await;
-        }
-        let answers = *lock(&mood) == Mood::Answers;
-        let to = if answers { &mut beat.alive } else { &mut beat.silent };
-        let held = lock(&self.held);
-        to.extend(held.iter().filter(|(_, s)| s.target.is_some()).map(|(name, _)| name.clone()));
-        Ok(beat)
-    }
-
-    async fn edited(
-        &self,
-        ticket: u64,
-        outcome: Result<Bytes, String>,
-    ) -> Result<(), ControlError> {
-        lock(&self.edits).push((ticket, outcome));
-        Ok(())
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).expect("some years")
-}
-
-/// All VMs behave alike, as the test says.
-#[derive(Debug, Default)]
-pub(super) struct FakeGuest {
-    pub(super) mood: Arc<Mutex<Mood>>,
-    pub(super) knocks: Mutex<Vec<Instant>>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Mood {
-    #[default]
-    Answers,
-    /// Accepts and says nothing, on old connections, too.
-    Hangs,
-    /// Nobody is there.
-    Dark,
-    Refuses,
-    BreaksTls,
-    AgentMissing,
-}
-
-impl FakeGuest {
-    pub(super) fn be(&self, mood: Mood) {
-        *lock(&self.mood) = mood;
-    }
-}
-
-#[async_trait]
-impl Guest for FakeGuest {
-    async fn knock(&self, _: SocketAddr, bound: Duration) -> Result<Box<dyn Door>, Unready> {
-        lock(&self.knocks).push(Instant::now());
-        let fail = |stage, reason: &str| Err(Unready { stage, reason: reason.to_owned() });
-        let mood = *lock(&self.mood);
-        match mood {
-            Mood::Dark => {
-                sleep(bound).await;
-                fail(Stage::Unreachable, "silence")
-            }
-            Mood::Refuses => fail(Stage::Refused, "RST"),
-            _ => Ok(Box::new(FakeVm(Arc::clone(&self.mood)))),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct FakeVm(Arc<Mutex<Mood>>);
-
-#[async_trait]
-impl Door for FakeVm {
-    async fn enter(
-        self: Box<Self>,
-        _: Option<&ClientTls>,
-        bound: Duration,
-    ) -> Result<Box<dyn Pulse>, Unready> {
-        let mood = *lock(&self.0);
-        let fail = |stage, reason: &str| Err(Unready { stage, reason: reason.to_owned() });
-        match mood {
-            Mood::Answers => Ok(self),
-            Mood::Hangs => {
-                sleep(bound).await;
-                fail(Stage::Tls, "no handshake")
-            }
-            Mood::BreaksTls => fail(Stage::Tls, "bad certificate"),
-            _ => fail(Stage::Agent, "no agent"),
-        }
-    }
-}
-
-#[async_trait]
-impl Pulse for FakeVm {
-    async fn beat(&mut self) -> Result<(), String> {
-        let mood = *lock(&self.0);
-        match mood {
-            Mood::Answers => Ok(()),
-            Mood::Hangs | Mood::Dark => std::future::pending().await,
-            _ => Err("reset".to_owned()),
-        }
     }
 }
