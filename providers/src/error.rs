@@ -73,6 +73,9 @@ impl Kind {
     }
 }
 
+/// Characters of an error with its causes.
+const WORDS: usize = 700;
+
 /// A failed provider call. Carries no user data and no credential.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{provider} {operation}: {message} ({})", kind.as_str())]
@@ -123,5 +126,31 @@ impl Error {
     ) -> Self {
         self.source = Some(Arc::from(source.into()));
         self
+    }
+
+    /// The message with all causes, as one line of at most 700 characters: one of them may be a
+    /// cloud's whole page.
+    pub fn in_full(&self) -> String {
+        let mut text = self.message.clone();
+        let mut cause = std::error::Error::source(self);
+        while let Some(e) = cause {
+            text.push_str(&format!(": {e}"));
+            cause = e.source();
+        }
+        text.chars().filter(|c| !c.is_control()).take(WORDS).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_full_is_one_line_of_bounded_length() {
+        let page = std::io::Error::other(format!("<html>\n{}", "\u{1b}x".repeat(4096)));
+        let error = Error::new("test", "check", Kind::Denied, "no token").caused_by(page);
+        let text = error.in_full();
+        assert!(text.starts_with("no token: <html>xxx"), "{text}");
+        assert_eq!((text.chars().count(), text.contains(char::is_control)), (WORDS, false));
     }
 }

@@ -18,6 +18,7 @@ pub mod batch;
 pub mod budget;
 pub mod common;
 pub mod conformance;
+pub mod context;
 pub mod error;
 pub mod fake;
 #[cfg(feature = "gcp")]

@@ -1,29 +1,12 @@
 //! Which providers there are, and how each is made. A further cloud is one folder and one line
 //! here.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::settings::{Key, SettingsError, Values};
 use crate::{Error, Provider};
 
-/// What every provider is told besides its own settings.
-#[derive(Clone, Debug)]
-pub struct Context {
-    /// Installation id: the tag by which `list` knows what is ours.
-    pub installation: String,
-    /// The daemon's own executable.
-    pub program: PathBuf,
-    /// Value of PATH.
-    pub search: String,
-    /// The user's own tags for every VM and its parts.
-    pub tags: BTreeMap<String, String>,
-    /// TCP port of the agent link, which the cloud's firewall must let through to the VMs.
-    pub forwarder_port: u16,
-    /// UDP port of the tunnel, likewise.
-    pub vxlan_port: u16,
-}
+pub use crate::context::Context;
 
 /// Why there is no provider.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +149,8 @@ fn find(name: &str) -> Result<&'static Entry, RegistryError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn context() -> Context {

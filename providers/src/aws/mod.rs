@@ -36,7 +36,7 @@ use aws_sdk_ec2::types::{Instance, Tag};
 use tokio::sync::watch;
 
 use crate::batch::Batch;
-use crate::registry::Context;
+use crate::context::Context;
 use crate::{
     Candidate, Deletion, Error, Provider, Report, Resource, UserDataLimit, Vm, VmRef, VmSpec,
 };

@@ -39,7 +39,7 @@ impl Shared {
             Ok(_) => findings.push(Finding::fine("credentials", words)),
             // Nothing more can be looked at.
             Err(e) if e.kind == Kind::Denied => {
-                let finding = Finding::problem("credentials", super::client::chain(&e));
+                let finding = Finding::problem("credentials", e.in_full());
                 findings.push(finding.remedy("az ad sp credential reset --id <AZURE_CLIENT_ID>"));
                 return Ok(Report { findings, ..Report::default() });
             }

@@ -335,14 +335,3 @@ pub(super) fn malformed(operation: &'static str, what: &str, text: &str) -> Erro
 fn no_answer(operation: &'static str, what: &str, error: NoAnswer) -> Error {
     Error::new(NAME, operation, Kind::Unavailable, format!("{what}: no answer")).caused_by(error)
 }
-
-/// An error with its causes; none of them has a token or a secret.
-pub(super) fn chain(error: &Error) -> String {
-    let mut text = error.message.clone();
-    let mut cause = std::error::Error::source(error);
-    while let Some(e) = cause {
-        text.push_str(&format!(": {e}"));
-        cause = e.source();
-    }
-    text
-}

@@ -31,7 +31,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::batch::Batch;
-use crate::registry::Context;
+use crate::context::Context;
 use crate::{
     Candidate, Deletion, Error, Provider, Report, Resource, UserDataLimit, Vm, VmRef, VmSpec, tags,
 };

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::catalogue::Machine;
-use super::client::{Call, Class, chain};
+use super::client::{Call, Class};
 use super::image::Known;
 use super::settings::{ACCELERATOR, CONFIDENTIAL, DISK_TYPE, PROJECT, TYPE, TYPES, ZONES};
 use super::template::Template;
@@ -86,7 +86,7 @@ impl Gcp {
         let identity = self.compute.identity();
         let remedy = "gcloud iam service-accounts keys create key.json --iam-account=<account>, and \
                       its content as GCP_CREDENTIALS";
-        let refused = |e: &Error| Finding::problem("credentials", chain(e)).remedy(remedy);
+        let refused = |e: &Error| Finding::problem("credentials", e.in_full()).remedy(remedy);
         let token = self.compute.token("check").await.map(drop);
         let known = match token {
             Ok(()) => self.look_at_rights(findings).await,

@@ -29,7 +29,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
 
-use crate::registry::Context;
+use crate::context::Context;
 use crate::{
     Candidate, Deletion, Error, Provider, Report, Resource, UserDataLimit, Vm, VmRef, VmSpec, tags,
 };

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::id;
 use crate::budget::Rate;
 use crate::common::{self, Class, Common};
+use crate::context::Context;
 use crate::http;
-use crate::registry::Context;
 use crate::settings::{Key, Reader, SettingsError, Values};
 use crate::tags::{self, TagRules};
 

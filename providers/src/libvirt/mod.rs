@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedMutexGuard, Semaphore};
 
-use crate::registry::Context;
+use crate::context::Context;
 use crate::{Candidate, Deletion, Error, Provider, Report, Resource, Vm, VmRef, VmSpec};
 
 use client::Client;
