@@ -7,7 +7,7 @@ use virt::storage_vol::StorageVol;
 
 use super::client::Host;
 use super::error::maybe;
-use super::settings::{CPU, DOMAIN_TYPE, MEMORY, NET, POOL, URI, VOL};
+use super::settings::{ARCH, CPU, DOMAIN_TYPE, MEMORY, NET, POOL, URI, VOL};
 use super::template::Template;
 use super::{NAME, Settings, Source};
 use crate::size::{AnySize, SizeRules};
@@ -39,7 +39,7 @@ pub(super) fn report(host: &Host<'_>, settings: &Settings) -> Result<Report, Err
     let xml = connection.get_capabilities().map_err(|e| refuse("capabilities", &e))?;
     let mut findings = vec![Finding::fine("connection", settings.uri.clone())];
     findings.extend(settings.warnings.iter().map(|w| Finding::warning(URI.env, w.clone())));
-    let machines = machines(&xml);
+    let machines = machines(&xml, &settings.arch);
     let domain_type = domain_type(settings, &machines, &mut findings);
     contradictions(settings, &machines, &mut findings);
     look_at_storage(host, settings, &mut findings);
@@ -77,24 +77,25 @@ pub(super) fn report(host: &Host<'_>, settings: &Settings) -> Result<Report, Err
     Ok(Report { size, disk_gib: settings.disk_gib, template, findings, ..Report::default() })
 }
 
-/// What the host's own architecture has, from libvirt's capabilities.
-fn machines(xml: &str) -> Machines {
+/// What the wanted architecture has (empty is the host's own), from libvirt's capabilities.
+fn machines(xml: &str, wanted: &str) -> Machines {
     let mut found = Machines { arch: "x86_64".to_owned(), ..Machines::default() };
     let Ok(document) = roxmltree::Document::parse(xml) else { return found };
     let all = || document.descendants();
     let host = all().find(|n| n.has_tag_name("host"));
     let arch = host.and_then(|h| h.descendants().find(|n| n.has_tag_name("arch")));
-    if let Some(arch) = arch.and_then(|n| n.text()) {
+    let own = arch.and_then(|n| n.text());
+    if let Some(arch) = Some(wanted).filter(|arch| !arch.is_empty()).or(own) {
         found.arch = arch.to_owned();
     }
-    let own = |n: &roxmltree::Node<'_, '_>| {
+    let of_it = |n: &roxmltree::Node<'_, '_>| {
         n.has_tag_name("arch") && n.attribute("name") == Some(found.arch.as_str())
     };
-    let Some(guest) = all().find(own) else { return found };
-    let wanted = if found.arch == "s390x" { "s390-ccw-virtio" } else { "q35" };
+    let Some(guest) = all().find(of_it) else { return found };
+    let usual = if found.arch == "s390x" { "s390-ccw-virtio" } else { "q35" };
     let machine =
-        guest.descendants().find(|n| n.has_tag_name("machine") && n.text() == Some(wanted));
-    let machine = machine.map(|n| n.attribute("canonical").unwrap_or(wanted).to_owned());
+        guest.descendants().find(|n| n.has_tag_name("machine") && n.text() == Some(usual));
+    let machine = machine.map(|n| n.attribute("canonical").unwrap_or(usual).to_owned());
     let has = |kind| {
         guest.descendants().any(|n| n.has_tag_name("domain") && n.attribute("type") == Some(kind))
     };
@@ -103,6 +104,13 @@ fn machines(xml: &str) -> Machines {
 }
 
 fn domain_type(settings: &Settings, machines: &Machines, findings: &mut Vec<Finding>) -> String {
+    if !machines.kvm && !machines.emulated {
+        let text = format!("the host makes no VMs of {}", machines.arch);
+        let remedy =
+            "install its emulator (qemu-system-x86, qemu-system-misc for s390x) on the host";
+        findings.push(Finding::problem(ARCH.env, text).remedy(remedy));
+        return settings.domain_type.clone();
+    }
     let key = DOMAIN_TYPE.env;
     let best = if machines.kvm { "kvm" } else { "qemu" };
     let wanted = if settings.domain_type.is_empty() { best } else { settings.domain_type.as_str() };
@@ -199,16 +207,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_hosts_own_machines_are_taken() {
+    fn machines_of_the_host_or_of_the_wanted_architecture_are_taken() {
         let xml = "<capabilities><host><cpu><arch>s390x</arch></cpu></host>\
             <guest><os_type>hvm</os_type><arch name='x86_64'><machine>q35</machine>\
             <domain type='qemu'/></arch></guest>\
             <guest><os_type>hvm</os_type><arch name='s390x'>\
             <machine canonical='s390-ccw-virtio-7.2'>s390-ccw-virtio</machine>\
             <domain type='qemu'/><domain type='kvm'/></arch></guest></capabilities>";
-        let found = machines(xml);
+        let found = machines(xml, "");
         assert_eq!((found.arch.as_str(), found.kvm, found.emulated), ("s390x", true, true));
         assert_eq!(found.machine, "s390-ccw-virtio-7.2");
-        assert_eq!(machines("nonsense").arch, "x86_64");
+        let found = machines(xml, "x86_64");
+        assert_eq!((found.arch.as_str(), found.kvm, found.emulated), ("x86_64", false, true));
+        let found = machines(xml, "riscv64");
+        assert_eq!((found.kvm, found.emulated), (false, false));
+        assert_eq!(machines("nonsense", "").arch, "x86_64");
     }
 }

@@ -53,6 +53,12 @@ pub(super) const DOMAIN_TYPE: Key = Key::plain(
     "",
     "kvm, or qemu for emulation; empty takes kvm where the host has it",
 );
+pub(super) const ARCH: Key = Key::plain(
+    "arch",
+    "LIBVIRT_ARCH",
+    "",
+    "x86_64 or s390x; empty takes the host's own, any other is emulated",
+);
 const ADDRESS_SOURCE: Key = Key::plain(
     "address-source",
     "LIBVIRT_ADDRESS_SOURCE",
@@ -61,7 +67,7 @@ const ADDRESS_SOURCE: Key = Key::plain(
 );
 const CVM: Key = common::DISABLE_CVM.with_default("true");
 
-const KEYS: [Key; 16] = [
+const KEYS: [Key; 17] = [
     URI,
     POOL,
     NET,
@@ -75,6 +81,7 @@ const KEYS: [Key; 16] = [
     ROOT_DISK,
     DATA_DIR,
     DOMAIN_TYPE,
+    ARCH,
     ADDRESS_SOURCE,
     CVM,
     common::DISK,
@@ -121,6 +128,8 @@ pub struct Settings {
     pub disk_gib: u32,
     /// `kvm`, `qemu`, or empty.
     pub domain_type: String,
+    /// `x86_64`, `s390x`, or empty: the host's own.
+    pub arch: String,
     /// Where addresses are learnt.
     pub source: Source,
     /// Confidential VMs are asked for.
@@ -159,6 +168,10 @@ impl Settings {
             "kvm" | "qemu" => Ok(text.to_owned()),
             _ => Err("is neither kvm nor qemu"),
         });
+        let arch = optional(reader, &ARCH, |text| match text {
+            "x86_64" | "s390x" => Ok(text.to_owned()),
+            _ => Err("is neither x86_64 nor s390x"),
+        });
         let source = reader.parsed(&ADDRESS_SOURCE, |text| match text {
             "lease" => Ok(Source::Lease),
             "arp" => Ok(Source::Arp),
@@ -194,6 +207,7 @@ impl Settings {
             cpuset: cpuset?.unwrap_or_default(),
             disk_gib,
             domain_type: domain_type?.unwrap_or_default(),
+            arch: arch?.unwrap_or_default(),
             source: source?,
             confidential: !common.disable_cvm,
             warnings: Vec::new(),
