@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use crate::certs::Certs;
 
 /// Long enough for a machine under load; nothing is measured by it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,

@@ -1,9 +1,9 @@
 //! A guest that boots on libvirt: it reads its user data, has a lease of libvirt's own DHCP, and serves with
-//! the key from the user data; then nothing is left of it. Emulated, so it takes a minute.
+//! the key from the user data; then nothing is left of it. Emulated, so it takes a minute; on IBM Z some.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,25 +23,48 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 const PATIENCE: Duration = Duration::from_secs(300);
 const PORT: u16 = 15150;
 
+/// What the image is made of.
+struct Kind {
+    /// `LIBVIRT_ARCH`.
+    arch: &'static str,
+    podvm: PathBuf,
+    /// Debian's files for another machine than this one.
+    root: Option<PathBuf>,
+}
+
+impl Kind {
+    /// This machine's own, with the podvm that was built beside the tests.
+    fn own() -> anyhow::Result<Self> {
+        let own = std::env::current_exe()?;
+        // Tests lie in deps/, one directory below the programs.
+        let beside = own.ancestors().nth(2).context("where the programs lie")?;
+        Ok(Self { arch: "", podvm: beside.join("podvm"), root: None })
+    }
+
+    /// IBM Z, from the directory that `tests/run deep-s390x` names; `None` without it.
+    fn z() -> Option<Self> {
+        let made = PathBuf::from(std::env::var_os("PEERPODD_S390X")?);
+        Some(Self { arch: "s390x", podvm: made.join("podvm"), root: Some(made.join("root")) })
+    }
+}
+
 /// Makes the image in the pool.
 #[allow(clippy::disallowed_methods, reason = "the image is made by a script")]
-fn image(libvirtd: &Libvirtd) -> anyhow::Result<()> {
+fn image(libvirtd: &Libvirtd, kind: &Kind) -> anyhow::Result<()> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let own = std::env::current_exe()?;
-    // Tests lie in deps/, one directory below the programs.
-    let beside = own.ancestors().nth(2).context("where the programs lie")?;
     let cache = here.ancestors().nth(2).context("top")?.join("tests/.tools/podvm-image");
     let status = Command::new("bash")
         .arg(here.join("double/podvm-image.sh"))
         .arg(cache)
         .arg(libvirtd.directory().join("images/podvm.qcow2"))
-        .arg(beside.join("podvm"))
+        .arg(&kind.podvm)
+        .envs(kind.root.as_ref().map(|root| ("PODVM_ROOT", root)))
         .status()?;
     ensure!(status.success(), "podvm-image.sh: {status}");
     libvirtd.virsh(&["pool-refresh", "default"]).map(drop)
 }
 
-fn provider(libvirtd: &Libvirtd, source: &str) -> anyhow::Result<Arc<dyn Provider>> {
+fn provider(libvirtd: &Libvirtd, kind: &Kind, source: &str) -> anyhow::Result<Arc<dyn Provider>> {
     let context = Context {
         installation: INSTALLATION.to_owned(),
         program: "/nowhere/peerpodd".into(),
@@ -54,6 +77,7 @@ fn provider(libvirtd: &Libvirtd, source: &str) -> anyhow::Result<Arc<dyn Provide
         ("uri", libvirtd.uri().as_str()),
         ("vol-name", "podvm.qcow2"),
         ("domain-type", "qemu"),
+        ("arch", kind.arch),
         ("cpu", "2"),
         ("memory", "512"),
         ("root-volume-size", "0"),
@@ -121,9 +145,24 @@ async fn a_guest_boots_reads_its_user_data_and_serves_at_the_address_of_its_leas
 -> anyhow::Result<()> {
     let test = "a_guest_boots_reads_its_user_data_and_serves_at_the_address_of_its_lease";
     let Some(libvirtd) = Libvirtd::start(test, Leases::Real)? else { return Ok(()) };
-    image(&libvirtd)?;
+    boots(&libvirtd, &Kind::own()?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_boots_on_an_emulated_ibm_z() -> anyhow::Result<()> {
+    let test = "a_guest_boots_on_an_emulated_ibm_z";
+    let Some(kind) = Kind::z() else {
+        println!("SKIP {test}: needs what is built for IBM Z: tests/run deep-s390x");
+        return Ok(());
+    };
+    let Some(libvirtd) = Libvirtd::start(test, Leases::Real)? else { return Ok(()) };
+    boots(&libvirtd, &kind).await
+}
+
+async fn boots(libvirtd: &Libvirtd, kind: &Kind) -> anyhow::Result<()> {
+    image(libvirtd, kind)?;
     let before = libvirtd.files()?;
-    let ours = provider(&libvirtd, "lease")?;
+    let ours = provider(libvirtd, kind, "lease")?;
     let report = ours.check().await?;
     ensure!(report.problems().is_none(), "{:?}", report.findings);
     let sandbox = "ab".repeat(32);
@@ -156,7 +195,7 @@ async fn a_guest_boots_reads_its_user_data_and_serves_at_the_address_of_its_leas
     println!("libvirt: served {} ms after the lease", begin.elapsed().as_millis());
 
     // Its agent also tells of an interface without a hardware address.
-    let by_agent = provider(&libvirtd, "agent")?;
+    let by_agent = provider(libvirtd, kind, "agent")?;
     let again = in_time("the agent's address", by_agent.create(&spec, &place)).await?;
     ensure!(again == vm, "{again:?}, and by lease {vm:?}");
 
