@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::size::SizeRules;
+use crate::tags::TagRoom;
 use crate::{Error, InstanceType, Kind, Market, UserData};
 
 /// What [`crate::Provider::check`] found.
@@ -21,6 +22,8 @@ pub struct Report {
     pub disk_gib: u32,
     /// How much user data the cloud takes; `None` is any.
     pub user_data: Option<UserDataLimit>,
+    /// What room there is for cost tags.
+    pub tags: TagRoom,
     /// The provider's settings as far as they are part of a request, in a form of its own. It stands in
     /// every [`crate::VmSpec`], so that a repeated attempt sends the same bytes though the settings
     /// have changed since.

@@ -1,7 +1,7 @@
 //! The tags every VM and every part of it carries (providers.md 2.3). They are how a VM is found
 //! again when everything else has been lost.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Whose VM it is: the installation id.
 pub const INSTALLATION: &str = "peerpodd-installation";
@@ -16,9 +16,13 @@ pub const POD: &str = "peerpodd-pod";
 /// Fencing epoch of the daemon that made it.
 pub const EPOCH: &str = "peerpodd-epoch";
 
-/// Whether a key is ours, so that a user's tag may not use it.
+/// Whether a key is ours, so that a user's tag may not use it; in no spelling, since to Azure `A` is `a`.
 pub fn is_reserved(key: &str) -> bool {
-    key.starts_with("peerpodd-")
+    begins_with(key, "peerpodd-")
+}
+
+fn begins_with(key: &str, prefix: &str) -> bool {
+    key.get(..prefix.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
 }
 
 /// What a cloud takes as tags.
@@ -28,6 +32,8 @@ pub struct TagRules {
     pub cloud: &'static str,
     /// Tags of one resource in all, ours included.
     pub most: usize,
+    /// Characters of all keys and values of one resource.
+    pub chars_max: usize,
     /// Longest key, in characters.
     pub key_max: usize,
     /// Longest value, in characters.
@@ -38,10 +44,41 @@ pub struct TagRules {
     pub value_has: fn(char) -> bool,
     /// First characters that no key may have (`aws:`); empty is none.
     pub forbidden_prefix: &'static str,
+    /// Characters that the key of a cost tag may have: no more than are taken wherever a VM's tags go.
+    pub cost_key_has: fn(char) -> bool,
+    /// First characters, besides those forbidden, that the key of a cost tag may not have.
+    pub cost_key_not: &'static [&'static str],
 }
+
+impl TagRules {
+    /// Of whoever takes anything that can be printed.
+    pub const ANY: Self = Self {
+        cloud: "the provider",
+        most: usize::MAX,
+        chars_max: usize::MAX,
+        key_max: usize::MAX,
+        value_max: usize::MAX,
+        key_has: |c| !c.is_control(),
+        value_has: |c| !c.is_control(),
+        forbidden_prefix: "",
+        cost_key_has: |c| !c.is_control(),
+        cost_key_not: &[],
+    };
+}
+
+impl PartialEq for TagRules {
+    /// The rules of one cloud are the same everywhere.
+    fn eq(&self, other: &Self) -> bool {
+        self.cloud == other.cloud
+    }
+}
+
+impl Eq for TagRules {}
 
 /// Tags of our own that a VM carries at most: those above and a name.
 pub const OURS: usize = 7;
+/// Characters that these have at most in Azure's limits: names of pod and node are the longest.
+const OUR_CHARACTERS: usize = 810;
 
 /// What is wrong with a user's tags, each with its key; nothing is sent that a cloud would refuse.
 pub fn check(tags: &BTreeMap<String, String>, rules: &TagRules) -> Vec<String> {
@@ -52,6 +89,13 @@ pub fn check(tags: &BTreeMap<String, String>, rules: &TagRules) -> Vec<String> {
         problems.push(format!(
             "TAGS (--tags): {} tags, {cloud} takes {most} on a resource, of which {OURS} are ours",
             tags.len()
+        ));
+    }
+    let (chars, chars_max) = (characters(tags), rules.chars_max);
+    if chars > chars_max.saturating_sub(OUR_CHARACTERS) {
+        problems.push(format!(
+            "TAGS (--tags): {chars} characters in all, {cloud} takes {chars_max} on a VM, of which \
+             {OUR_CHARACTERS} are ours"
         ));
     }
     for (key, value) in tags {
@@ -70,7 +114,7 @@ pub fn check(tags: &BTreeMap<String, String>, rules: &TagRules) -> Vec<String> {
             problem(format!("{bad:?} is no character of a value of {cloud}"));
         }
         let prefix = rules.forbidden_prefix;
-        if !prefix.is_empty() && key.to_lowercase().starts_with(prefix) {
+        if !prefix.is_empty() && begins_with(key, prefix) {
             problem(format!("{cloud} keeps keys that begin with {prefix:?}"));
         }
     }
@@ -97,20 +141,78 @@ fn bent(c: char, rules: &TagRules) -> char {
     }
 }
 
+fn characters(tags: &BTreeMap<String, String>) -> usize {
+    tags.iter().map(|(key, value)| key.chars().count() + value.chars().count()).sum()
+}
+
 /// A cost tag from a label: bent until it fits, so that a pod's label can break no create. `None` if
-/// nothing of the key is left or the key is ours.
+/// nothing of the key is left, or the key is ours or the cloud's.
 pub fn from_label(key: &str, value: &str, rules: &TagRules) -> Option<(String, String)> {
     let fitting = |c: char| {
         let lower = c.to_ascii_lowercase();
-        [c, lower].into_iter().find(|c| (rules.key_has)(*c)).unwrap_or('-')
+        [c, lower].into_iter().find(|c| (rules.cost_key_has)(*c)).unwrap_or('-')
     };
-    let bent_key: String = key.chars().map(fitting).take(rules.key_max).collect();
-    let bent_key = bent_key.trim_start_matches(|c: char| !c.is_ascii_alphabetic()).to_owned();
+    let bent_key: String = key.chars().map(fitting).collect();
+    let bent_key = bent_key.trim_start_matches(|c: char| !c.is_ascii_alphabetic());
+    let bent_key: String = bent_key.chars().take(rules.key_max).collect();
+    let clouds = [rules.forbidden_prefix].into_iter().filter(|prefix| !prefix.is_empty());
     let taken = bent_key.is_empty()
         || is_reserved(&bent_key)
-        || (!rules.forbidden_prefix.is_empty() && bent_key.starts_with(rules.forbidden_prefix));
+        || clouds.chain(rules.cost_key_not.iter().copied()).any(|p| begins_with(&bent_key, p));
     let value = value.chars().map(|c| bent(c, rules)).take(rules.value_max).collect();
     (!taken).then_some((bent_key, value))
+}
+
+/// What room a provider has for cost tags, beside ours and the user's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TagRoom {
+    /// What its cloud takes.
+    pub rules: TagRules,
+    /// Keys of the tags that the provider adds by itself.
+    pub own: BTreeSet<String>,
+}
+
+impl Default for TagRoom {
+    fn default() -> Self {
+        Self::new(TagRules::ANY)
+    }
+}
+
+impl TagRoom {
+    /// Of a provider that adds none.
+    pub fn new(rules: TagRules) -> Self {
+        Self { rules, own: BTreeSet::new() }
+    }
+
+    /// Puts a cost tag to the tags of a VM, ours and the user's among them, if it fits; all others go
+    /// before it. Gives its key as the cloud has it.
+    ///
+    /// # Errors
+    /// Why it is left out.
+    pub fn add(
+        &self,
+        tags: &mut BTreeMap<String, String>,
+        key: &str,
+        value: &str,
+    ) -> Result<String, String> {
+        let TagRules { cloud, most, chars_max, .. } = self.rules;
+        let Some((key, value)) = from_label(key, value, &self.rules) else {
+            return Err(format!("that is no key of a tag for {cloud}"));
+        };
+        let mut there = tags.keys().chain(&self.own);
+        if let Some(other) = there.find(|other| other.eq_ignore_ascii_case(&key)) {
+            return Err(format!("there is a tag {other:?} already"));
+        }
+        if tags.len() + self.own.len() >= most {
+            return Err(format!("{cloud} takes {most} tags on a resource"));
+        }
+        let cost = key.chars().count() + value.chars().count();
+        if characters(&fit(tags, &self.rules)) + cost > chars_max {
+            return Err(format!("{cloud} takes {chars_max} characters of tags on a VM"));
+        }
+        tags.insert(key.clone(), value);
+        Ok(key)
+    }
 }
 
 #[cfg(test)]
@@ -129,6 +231,9 @@ mod tests {
         key_has: narrow,
         value_has: narrow,
         forbidden_prefix: "aws:",
+        cost_key_has: narrow,
+        cost_key_not: &["cloud"],
+        ..TagRules::ANY
     };
 
     fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -165,8 +270,38 @@ mod tests {
     fn a_label_becomes_a_tag_that_fits_or_none() {
         let tag = from_label("app.kubernetes.io/Name", "Shop", &NARROW);
         assert_eq!(tag, Some(("app-kubernetes-io-name".to_owned(), "shop".to_owned())));
-        for key in ["", "...", "peerpodd-sandbox"] {
+        for key in ["", "...", "peerpodd-sandbox", "PeerPodd-x", "Cloud.x", "1.cloud"] {
             assert_eq!(from_label(key, "x", &NARROW), None, "{key}");
         }
+    }
+
+    #[test]
+    fn a_cost_tag_gives_way_to_all_others_and_to_the_limits() {
+        let own = BTreeSet::from(["name".to_owned()]);
+        let room = TagRoom { own, ..TagRoom::new(TagRules { chars_max: 40, ..NARROW }) };
+        let mut all = tags(&[(SANDBOX, "s1"), ("team", "blue")]);
+        let before = all.clone();
+        for (key, value, why) in [
+            ("Team", "red", "there is a tag \"team\" already"),
+            ("Name", "x", "there is a tag \"name\" already"),
+            ("peerpodd-sandbox", "x", "no key of a tag for Test"),
+            ("a-key-that-is-long", "x", "takes 40 characters"),
+        ] {
+            let error = room.add(&mut all, key, value).expect_err(key);
+            assert!(error.contains(why), "{key}: {error}");
+            assert_eq!(all, before, "{key}");
+        }
+        assert_eq!(room.add(&mut all, "app.X", "Shop"), Ok("app-x".to_owned()));
+        assert_eq!(all.get("app-x").map(String::as_str), Some("shop"));
+        let full = TagRoom::new(TagRules { most: 3, ..NARROW });
+        assert!(full.add(&mut all, "k", "v").expect_err("full").contains("takes 3 tags"));
+    }
+
+    #[test]
+    fn a_users_tags_that_are_too_many_characters_are_counted() {
+        let rules = TagRules { chars_max: OUR_CHARACTERS + 5, ..NARROW };
+        assert_eq!(check(&tags(&[("k", "1234")]), &rules), Vec::<String>::new());
+        let problems = check(&tags(&[("k", "12345")]), &rules).join("");
+        assert!(problems.contains("6 characters in all, Test takes 815"), "{problems}");
     }
 }

@@ -7,7 +7,7 @@ use super::image;
 use super::network::Zone;
 use super::place::Place;
 use super::rights::{Decided, POLICY};
-use super::settings::{IMAGE, SUBNET, TYPE, TYPES};
+use super::settings::{IMAGE, SUBNET, TYPE, TYPES, tag_room};
 use super::template::Template;
 use super::{NAME, Shared, USER_DATA_LIMIT};
 use crate::size::{self, SizeRules};
@@ -63,6 +63,7 @@ impl Shared {
             markets: self.settings.common.markets.clone(),
             disk_gib: self.settings.common.disk_gib,
             user_data: Some(USER_DATA_LIMIT),
+            tags: tag_room(),
             template,
             ..Report::default()
         })

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use super::id;
+use super::request::NAME_TAG;
 use crate::budget::Rate;
 use crate::common::{self, Class, Common};
 use crate::settings::{Key, Reader, SettingsError, Values};
-use crate::tags::{self, TagRules};
+use crate::tags::{self, TagRoom, TagRules};
 
 const ACCESS_KEY: Key = Key::secret(
     "aws-access-key-id",
@@ -159,7 +160,9 @@ pub fn keys() -> &'static [Key] {
     &KEYS
 }
 
-/// What EC2 takes as tags ("Tag restrictions").
+/// What EC2 takes as tags ("Tag restrictions"). Keys of cost tags have only what a VM may show of its
+/// tags in its metadata, which a launch template or the account may ask for ("View tags for your EC2
+/// instances using instance metadata"): otherwise every launch would fail.
 pub(super) const TAGS: TagRules = TagRules {
     cloud: "AWS",
     most: 50,
@@ -168,7 +171,14 @@ pub(super) const TAGS: TagRules = TagRules {
     key_has: |c| !c.is_control(),
     value_has: |c| !c.is_control(),
     forbidden_prefix: "aws:",
+    cost_key_has: |c| c.is_ascii_alphanumeric() || "+-=.,_:@".contains(c),
+    ..TagRules::ANY
 };
+
+/// What room there is for cost tags.
+pub(super) fn tag_room() -> TagRoom {
+    TagRoom { own: [NAME_TAG.to_owned()].into(), ..TagRoom::new(TAGS) }
+}
 
 /// By what this process shows who it is.
 #[derive(Clone, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::catalogue::{Catalogue, Sku};
 use super::client::{AUTHORIZATION, COMPUTE, Call, Class, GROUPS};
 use super::image::Known;
-use super::settings::{GROUP, IMAGE, REGION, SIZE, SIZES, ZONES};
+use super::settings::{GROUP, IMAGE, REGION, SIZE, SIZES, ZONES, tag_room};
 use super::template::Template;
 use super::{Shared, USER_DATA_LIMIT, text};
 use crate::size::{self, SizeRules};
@@ -99,6 +99,7 @@ impl Shared {
             markets: settings.common.markets.clone(),
             disk_gib: settings.common.disk_gib,
             user_data: Some(USER_DATA_LIMIT),
+            tags: tag_room(),
             template,
             findings,
         })

@@ -8,7 +8,7 @@ use crate::budget::Rate;
 use crate::common::{self, Class, Common};
 use crate::http;
 use crate::settings::{Key, Reader, SettingsError, Values};
-use crate::tags::{self, TagRules};
+use crate::tags::{self, TagRoom, TagRules};
 
 const CLIENT_ID: Key = Key::plain(
     "clientid",
@@ -178,16 +178,29 @@ pub fn keys() -> &'static [Key] {
     &KEYS
 }
 
-/// What Azure takes as tags.
+/// What Azure takes as tags ("Use tags to organize your Azure resources", "Limitations"; the prefixes
+/// from the reference of the tags API).
 pub(super) const TAGS: TagRules = TagRules {
     cloud: "Azure",
     most: 50,
+    chars_max: 2048,
     key_max: 512,
     value_max: 256,
-    key_has: |c| !r"<>%&\?/".contains(c) && !c.is_control(),
+    key_has: key_char,
     value_has: |c| !c.is_control(),
     forbidden_prefix: "",
+    cost_key_has: key_char,
+    cost_key_not: &["microsoft", "azure", "windows"],
 };
+
+fn key_char(c: char) -> bool {
+    !r"<>%&\?/".contains(c) && !c.is_control()
+}
+
+/// What room there is for cost tags.
+pub(super) fn tag_room() -> TagRoom {
+    TagRoom::new(TAGS)
+}
 
 /// By what this process shows who it is.
 #[derive(Clone, PartialEq, Eq)]

@@ -280,6 +280,29 @@ pub(super) async fn odd_names_break_no_create(double: &dyn Double) -> Result {
     works("create", create(double, &spec).await)?;
     one_vm(double, &spec).await?;
     delete_and_look(double, &spec).await?;
+    odd_labels(double).await
+}
+
+/// As many cost tags as there is room for, from labels that are anything but tags: all of them are taken,
+/// and stand on the VM.
+async fn odd_labels(double: &dyn Double) -> Result {
+    let mut spec = spec(double, "labels", 0);
+    let room = works("check", double.provider().check().await)?.tags;
+    let (text, mut cost) = ("Odd.Label/<&>%\\?ä_ ", Vec::new());
+    let odd =
+        ["aws:x", "Azure.x", "goog-x", "Name", "name", "1", "peerpodd-sandbox"].map(str::to_owned);
+    let long = (0..3).map(|n| format!("Long{n}/{}", text.repeat(40)));
+    let many = (0..70).map(|n| format!("{n}.K{n}/x"));
+    for key in odd.into_iter().chain(long).chain(many) {
+        // Whatever there is no room for is left out.
+        cost.extend(room.add(&mut spec.tags, &key, &key));
+    }
+    works("create with odd labels", create(double, &spec).await)?;
+    let vms = listed(double, &spec).await?.into_iter().filter(|r| r.kind == ResourceKind::Vm);
+    let bare = vms.filter(|vm| cost.iter().any(|key| vm.tags.get(key) != spec.tags.get(key)));
+    let bare: Vec<_> = bare.collect();
+    delete_and_look(double, &spec).await?;
+    ensure(cost.len() > 9 && bare.is_empty(), || format!("of {cost:?} not all are on {bare:?}"))?;
     Ok(Outcome::Kept)
 }
 

@@ -5,7 +5,9 @@ use serde_json::Value;
 use super::catalogue::Machine;
 use super::client::{Call, Class};
 use super::image::Known;
-use super::settings::{ACCELERATOR, CONFIDENTIAL, DISK_TYPE, PROJECT, TYPE, TYPES, ZONES};
+use super::settings::{
+    ACCELERATOR, CONFIDENTIAL, DISK_TYPE, PROJECT, TYPE, TYPES, ZONES, tag_room,
+};
 use super::template::Template;
 use super::{Gcp, NAME, USER_DATA_LIMIT, id, items, number, text};
 use crate::size::{self, SizeRules};
@@ -67,6 +69,7 @@ impl Gcp {
             markets: settings.common.markets.clone(),
             disk_gib: settings.common.disk_gib,
             user_data: Some(USER_DATA_LIMIT),
+            tags: tag_room(settings),
             template,
             findings,
         })

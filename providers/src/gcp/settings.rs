@@ -8,7 +8,7 @@ use crate::common::{self, Class, Common};
 use crate::context::Context;
 use crate::http;
 use crate::settings::{Key, Reader, SettingsError, Values};
-use crate::tags::{self, TagRules};
+use crate::tags::{self, TagRoom, TagRules};
 
 const CREDENTIALS: Key = Key::secret(
     "gcp-credentials",
@@ -151,7 +151,14 @@ pub(super) const LABEL_RULES: TagRules = TagRules {
     key_has: label_char,
     value_has: label_char,
     forbidden_prefix: "goog",
+    cost_key_has: label_char,
+    ..TagRules::ANY
 };
+
+/// What room there is for cost tags, which are labels here as ours are.
+pub(super) fn tag_room(settings: &Settings) -> TagRoom {
+    TagRoom { own: settings.labels.keys().cloned().collect(), ..TagRoom::new(LABEL_RULES) }
+}
 
 /// Most resource-manager tags of one VM.
 const TAGS_MOST: usize = 50;

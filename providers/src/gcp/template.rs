@@ -154,15 +154,11 @@ impl Template {
         ])
     }
 
-    /// Ours, the user's, and cost tags from pods' labels; the user's resource-manager tags are none.
+    /// Ours, cost tags, and the user's; the user's resource-manager tags are none.
     fn labels(&self, spec: &VmSpec) -> BTreeMap<String, String> {
         let of_vm = spec.tags.iter().filter(|(key, _)| !self.user_tags.contains(key));
-        let mut labels: BTreeMap<String, String> = of_vm
-            .filter_map(|(key, value)| match tags::is_reserved(key) {
-                true => Some((key.clone(), value.clone())),
-                false => tags::from_label(key, value, &LABEL_RULES),
-            })
-            .collect();
+        let mut labels: BTreeMap<String, String> =
+            of_vm.map(|(key, value)| (key.clone(), value.clone())).collect();
         labels.extend(self.labels.clone());
         labels.insert(tags::SANDBOX.to_owned(), spec.sandbox.clone());
         tags::fit(&labels, &LABEL_RULES)

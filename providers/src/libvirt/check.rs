@@ -7,7 +7,7 @@ use virt::storage_vol::StorageVol;
 
 use super::client::Host;
 use super::error::maybe;
-use super::settings::{ARCH, CPU, DOMAIN_TYPE, MEMORY, NET, POOL, URI, VOL};
+use super::settings::{ARCH, CPU, DOMAIN_TYPE, MEMORY, NET, POOL, URI, VOL, tag_room};
 use super::template::Template;
 use super::{NAME, Settings, Source};
 use crate::size::{AnySize, SizeRules};
@@ -74,7 +74,8 @@ pub(super) fn report(host: &Host<'_>, settings: &Settings) -> Result<Report, Err
         memory_mib_max: memory,
     };
     let size = SizeRules { any_size: Some(any_size), ..SizeRules::default() };
-    Ok(Report { size, disk_gib: settings.disk_gib, template, findings, ..Report::default() })
+    let (disk_gib, tags) = (settings.disk_gib, tag_room());
+    Ok(Report { size, disk_gib, tags, template, findings, ..Report::default() })
 }
 
 /// What the wanted architecture has (empty is the host's own), from libvirt's capabilities.

@@ -2,6 +2,15 @@
 
 use crate::common;
 use crate::settings::{Key, Reader, SettingsError, Values};
+use crate::tags::{TagRoom, TagRules};
+
+/// What libvirt takes as tags: its metadata are XML, and have no limit.
+const TAGS: TagRules = TagRules { cloud: "libvirt", ..TagRules::ANY };
+
+/// What room there is for cost tags.
+pub(super) fn tag_room() -> TagRoom {
+    TagRoom::new(TAGS)
+}
 
 pub(super) const URI: Key = Key::plain(
     "uri",

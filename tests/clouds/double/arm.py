@@ -51,6 +51,17 @@ def upper(text):
     return re.sub("(?i)/resourceGroups/pods", "/resourceGroups/PODS", text)
 
 
+def wrong_tags(tags):
+    """What is wrong with the tags of a VM or an interface, by "Limitations" of Azure's pages about tags."""
+    if len(tags) > 50 or len({key.lower() for key in tags}) < len(tags):
+        return "too many tags, or one twice"
+    if sum(len(key) + len(value) for key, value in tags.items()) > 2048:
+        return "more than 2048 characters of tags"
+    odd = [key for key, value in tags.items() if not 0 < len(key) <= 512 or len(value) > 256
+           or set(key) & set("<>%&\\?/") or key.lower().startswith(("microsoft", "azure", "windows"))]
+    return f"no tags: {odd}" if odd else None
+
+
 class Azure(Cloud):
     def reset(self):
         super().reset()
@@ -89,6 +100,10 @@ class Azure(Cloud):
 
     def resources(self):
         return {kind: len([n for n in things if n != "data-1"]) for kind, things in self.things.items()}
+
+    def tags(self):
+        return [{"kind": kind, "tags": thing["tags"]} for kind, things in self.things.items()
+                for thing in things.values() if thing["tags"]]
 
     # What is asked.
 
@@ -263,7 +278,8 @@ class Azure(Cloud):
         properties = body["properties"]
         size = properties["hardwareProfile"]["vmSize"]
         sku = next((s for s in SKUS if s["name"] == size), None)
-        interface = properties["networkProfile"]["networkInterfaceConfigurations"][0]["properties"]
+        interface_config = properties["networkProfile"]["networkInterfaceConfigurations"][0]
+        interface = interface_config["properties"]
         subnet = interface["ipConfigurations"][0]["properties"]["subnet"]["id"]
         image = next(iter(properties["storageProfile"]["imageReference"].values()))
         if not sku:
@@ -276,7 +292,10 @@ class Azure(Cloud):
         cvm = any(c["name"] == "ConfidentialComputingType" for c in sku["capabilities"])
         if properties.get("securityProfile") and not cvm:
             return refusal(400, "BadRequest", f"{size} cannot be a confidential VM")
-        if len(body["tags"]) > 50 or len(properties["userData"]) > 65536:
+        for tags in (body["tags"], interface_config.get("tags", {})):
+            if wrong_tags(tags):
+                return refusal(400, "InvalidParameter", wrong_tags(tags))
+        if len(properties["userData"]) > 65536:
             return refusal(400, "InvalidParameter", "too much")
         for volume in properties["storageProfile"].get("dataDisks", []):
             disk = self.things["disk"].get(volume["managedDisk"]["id"].split("/")[-1])

@@ -20,7 +20,7 @@ import uuid
 import gcp_catalogue as catalogue
 from base import Answer, Cloud, run
 from gcp_catalogue import PROJECT, REGION, ZONES, Account, link
-from gcp_model import Model
+from gcp_model import Model, wrong_labels
 
 PAGE = 3
 REFUSALS = {
@@ -116,7 +116,13 @@ class Compute(Cloud):
                     wrong.append("requestId is zero")
             except ValueError:
                 wrong.append(f"requestId is no UUID: {given}")
+        if request.method == "POST" and request.path.endswith("/instances"):
+            wrong += wrong_labels(request.json())
         return wrong
+
+    def tags(self):
+        things = [("vm", vm) for vm in self.instances.values()] + [("disk", d) for d in self.disks.values()]
+        return [{"kind": kind, "tags": thing["labels"]} for kind, thing in things if thing.get("labels")]
 
     def resources(self):
         mine = [d for d in self.disks.values() if d["name"] != "data-1"]

@@ -16,6 +16,18 @@ def document(name):
         return json.load(file)
 
 
+def wrong_labels(instance):
+    """What is wrong with the labels of an instance and its disks, by "Requirements for labels"."""
+    disks = [disk.get("initializeParams", {}) for disk in instance.get("disks", [])]
+    wrong = []
+    for labels in [thing.get("labels", {}) for thing in [instance, *disks]]:
+        wrong += [f"{len(labels)} labels"] if len(labels) > 64 else []
+        wrong += [f"no label: {key}={value}" for key, value in labels.items()
+                  if not re.fullmatch("(?!goog)[a-z][a-z0-9_-]{0,62}", key)
+                  or not re.fullmatch("[a-z0-9_-]{0,63}", value)]
+    return wrong
+
+
 class Model:
     def __init__(self):
         self.methods = []

@@ -80,3 +80,31 @@ fn tags_that_ec2_refuses_are_named() {
     let error = Settings::from_values(&values, &tags).expect_err("refused").to_string();
     assert!(error.contains("aws:x"), "{error}");
 }
+
+#[test]
+fn a_label_becomes_a_cost_tag_that_every_launch_takes() {
+    let mut tags = BTreeMap::new();
+    let room = tag_room();
+    // No slash: a launch template may show tags in the VM's metadata.
+    for (label, tag) in [
+        ("app.kubernetes.io/part-of", "app.kubernetes.io-part-of"),
+        ("Team", "Team"),
+        ("1/\u{e4}x", "x"),
+    ] {
+        assert_eq!(room.add(&mut tags, label, "Front.End_1").as_deref(), Ok(tag));
+        assert_eq!(tags[tag], "Front.End_1");
+    }
+    let long = room.add(&mut tags, &"k".repeat(300), &"v".repeat(300)).expect("cut");
+    assert_eq!((long.len(), tags[&long].len()), (128, 256));
+    assert_eq!(tags::check(&tags, &TAGS), Vec::<String>::new());
+    for (label, why) in [("AWS:x", "no key of a tag for AWS"), ("name", "\"Name\" already")] {
+        let error = room.add(&mut tags, label, "x").expect_err(label);
+        assert!(error.contains(why), "{label}: {error}");
+    }
+    // Name is the provider's own.
+    let full = |tags: &BTreeMap<String, String>| tags.len() + 1;
+    for n in full(&tags)..50 {
+        room.add(&mut tags, &format!("k{n}"), "").expect("room");
+    }
+    assert!(room.add(&mut tags, "more", "x").expect_err("full").contains("AWS takes 50 tags"));
+}

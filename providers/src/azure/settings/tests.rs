@@ -138,3 +138,34 @@ fn a_key_file_must_be_its_owners_alone_and_hold_a_key() {
     std::fs::write(file.path(), "ssh-ed25519 AAAA me").expect("written");
     assert!(read(&[("ssh-key-path", path)]).is_err());
 }
+
+#[test]
+fn a_label_becomes_a_cost_tag_that_azure_takes() {
+    let mut tags = BTreeMap::new();
+    let room = tag_room();
+    for (label, tag) in [
+        ("app.kubernetes.io/part-of", "app.kubernetes.io-part-of"),
+        ("Team", "Team"),
+        ("a<b>%&\\?c", "a-b-----c"),
+    ] {
+        assert_eq!(room.add(&mut tags, label, "Front.End_1").as_deref(), Ok(tag));
+        assert_eq!(tags[tag], "Front.End_1");
+    }
+    assert_eq!(tags::check(&tags, &TAGS), Vec::<String>::new());
+    // To Azure keys that differ in their case are the same.
+    for (label, why) in [
+        ("TEAM", "there is a tag \"Team\" already"),
+        ("azure.workload", "no key of a tag for Azure"),
+        ("Microsoft-x", "no key of a tag for Azure"),
+        ("windows", "no key of a tag for Azure"),
+    ] {
+        let error = room.add(&mut tags, label, "x").expect_err(label);
+        assert!(error.contains(why), "{label}: {error}");
+    }
+    for n in 0..7 {
+        room.add(&mut tags, &format!("long{n}"), &"v".repeat(300)).expect("room");
+    }
+    let error = room.add(&mut tags, "long7", &"v".repeat(300)).expect_err("too much");
+    assert!(error.contains("2048 characters"), "{error}");
+    assert!(room.add(&mut tags, "short", "x").is_ok());
+}

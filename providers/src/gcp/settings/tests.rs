@@ -137,3 +137,28 @@ fn a_key_shows_nowhere() {
     let error = read(&[("gcp-credentials", r#"{"private_key": "hunter2"}"#)]).expect_err("refused");
     assert!(!error.to_string().contains("hunter2"), "{error}");
 }
+
+#[test]
+fn a_label_of_a_pod_becomes_one_that_google_takes() {
+    let settings = read(&[("gcp-labels", "team=blue")]).expect("fine");
+    let (room, mut tags) = (tag_room(&settings), BTreeMap::new());
+    for (label, value, tag, bent) in [
+        ("app.kubernetes.io/Part-Of", "Front.End_1", "app-kubernetes-io-part-of", "front-end_1"),
+        ("1st", "", "st", ""),
+    ] {
+        assert_eq!(room.add(&mut tags, label, value).as_deref(), Ok(tag));
+        assert_eq!(tags[tag], bent);
+    }
+    let long = room.add(&mut tags, &"K".repeat(300), &"v".repeat(300)).expect("cut");
+    assert_eq!((long.len(), tags[&long].len()), (63, 63));
+    assert_eq!(tags::check(&tags, &LABEL_RULES), Vec::<String>::new());
+    for (label, why) in [("Team", "\"team\" already"), ("google.x", "no key of a tag for Google")] {
+        let error = room.add(&mut tags, label, "x").expect_err(label);
+        assert!(error.contains(why), "{label}: {error}");
+    }
+    for n in tags.len() + 1..64 {
+        room.add(&mut tags, &format!("k{n}"), "").expect("room");
+    }
+    let error = room.add(&mut tags, "more", "x").expect_err("full");
+    assert!(error.contains("Google Cloud takes 64 tags"), "{error}");
+}

@@ -33,7 +33,7 @@ fn spec() -> VmSpec {
             tag(tags::SANDBOX, &sandbox),
             tag(tags::POD, "My.Pod"),
             tag("key1", "value1"),
-            tag("app.kubernetes.io/Name", "Shop"),
+            tag("app-kubernetes-io-name", "shop"),
         ]),
         user_data: UserData("#cloud-config\n".to_owned()),
         disk_gib: 6,

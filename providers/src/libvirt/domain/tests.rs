@@ -61,6 +61,15 @@ fn z_has_no_cd_drive_no_firmware_and_an_iommu_everywhere() {
 }
 
 #[test]
+fn a_cost_tag_stands_with_the_others_under_its_own_key() {
+    let mut all = tags("web");
+    let key = crate::libvirt::settings::tag_room().add(&mut all, "app.kubernetes.io/name", "Shop");
+    assert_eq!(key.as_deref(), Ok("app.kubernetes.io/name"));
+    let xml = text("x86_64", &all, &[]);
+    assert!(xml.contains("<p:tag key='app.kubernetes.io/name'>Shop</p:tag>"), "{xml}");
+}
+
+#[test]
 fn nothing_from_elsewhere_gets_out_of_its_place() {
     let hostile = "a</p:tag><x y='\"&\u{0}\u{1b}\u{ffff}ä";
     let xml = text("x86_64", &tags(hostile), &[disk("/dev/x'/><y>", true)]);
