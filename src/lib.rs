@@ -2,11 +2,14 @@
 
 pub mod admin;
 pub mod app;
+mod bundle;
 pub mod cli;
 pub mod cloud;
 pub mod config;
 pub mod crash;
+mod file;
 pub mod hypervisor;
+pub mod labels;
 pub mod metrics;
 mod next;
 pub mod pki;

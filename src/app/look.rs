@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use peerpod_providers::report::State;
-use peerpod_providers::{Provider, Report, size};
+use peerpod_providers::{Provider, Report, size, tags};
 
 use super::planner::LatePlanner;
 use crate::admin::Guard;
 use crate::hypervisor;
+use crate::labels::{CostTag, Labels};
 use crate::pki::Pki;
 use crate::plan::PlanRules;
 use crate::pod::world::Planning;
@@ -26,6 +27,7 @@ pub(super) struct Rules {
     pub(super) requests: RequestRules,
     pub(super) plans: PlanRules,
     pub(super) volumes: Option<Places>,
+    pub(super) labels: Option<Arc<dyn Labels>>,
 }
 
 impl Rules {
@@ -39,9 +41,23 @@ impl Rules {
             disk_gib: report.disk_gib,
             user_data_limit: report.user_data,
             template: report.template,
+            tag_room: report.tags,
             ..self.plans
         };
-        Planning::new(self.pki, self.requests, plans).with_volumes(self.volumes)
+        let planning = Planning::new(self.pki, self.requests, plans);
+        planning.with_volumes(self.volumes).with_labels(self.labels)
+    }
+
+    /// What becomes of the keys of cost tags at this provider.
+    fn say_cost_tags(&self, report: &Report) {
+        let cloud = report.tags.rules.cloud;
+        for CostTag { label, tag } in &self.plans.cost_tags {
+            match tags::from_label(tag, "", &report.tags.rules) {
+                Some((key, _)) if key == *tag => {}
+                Some((key, _)) => tracing::info!("label {label} becomes the tag {key} for {cloud}"),
+                None => tracing::warn!("label {label} becomes no tag: {cloud} takes no key {tag}"),
+            }
+        }
     }
 }
 
@@ -61,6 +77,7 @@ impl Look {
                     for warning in report.in_state(State::Warning) {
                         tracing::warn!(provider = %self.provider, "{warning}");
                     }
+                    self.rules.say_cost_tags(&report);
                     let types = report.types.len();
                     tracing::info!(provider = %self.provider, types, "provider is well");
                     self.planner.ready(self.rules.planning(report));

@@ -27,6 +27,7 @@ use crate::admin::{self, About, Guard, Insight, Pages, Readiness};
 use crate::config::{self, Epochs, Settings, StateDir, Tls};
 use crate::crash::here;
 use crate::hypervisor;
+use crate::labels::Bundles;
 use crate::metrics::{Counted, Metrics, Now};
 use crate::pki::Pki;
 use crate::plan::PlanRules;
@@ -294,11 +295,13 @@ impl Node {
                 node_name: self.settings.process.node_name.clone(),
                 epoch: self.state.epochs.own(),
                 user_tags: self.settings.provider.tags.clone(),
+                cost_tags: pods.cost_tags.clone(),
                 vxlan_port: self.settings.tunnel.vxlan_port,
                 profile: self.settings.link.profile.clone(),
                 scratch_space: pods.scratch_space,
                 ..PlanRules::default()
             },
+            labels: Some(Arc::new(Bundles(pods.volumes.bundles.clone()))),
             volumes: Some(pods.volumes.clone()),
         })
     }

@@ -122,6 +122,7 @@ mod tests {
             requests: RequestRules::default(),
             plans: PlanRules { installation: "inst-1".to_owned(), ..PlanRules::default() },
             volumes: None,
+            labels: None,
         };
         let of = |name: &&str| peerpod_providers::InstanceType {
             name: (*name).to_owned(),

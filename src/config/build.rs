@@ -192,5 +192,6 @@ fn pods(r: &mut Reader<'_>) -> Pods {
         default_initdata: r.get(&t::INITDATA),
         scratch_space: r.get(&t::SCRATCH),
         volumes: Places { records: r.get(&t::DIRECT_VOLUMES), bundles: r.get(&t::BUNDLES) },
+        cost_tags: r.get(&t::COST_TAGS),
     }
 }

@@ -11,6 +11,7 @@ use podvm::initdata::Initdata;
 use tracing_subscriber::EnvFilter;
 
 use super::settings::LogFormat;
+use crate::labels::{CostTag, label};
 
 /// Longest path of a unix socket, without the closing zero (`sun_path` of unix(7)).
 pub(super) const SOCKET_MAX: usize = 107;
@@ -159,6 +160,11 @@ pub(super) fn tags(text: &str) -> Result<BTreeMap<String, String>, String> {
         }
     }
     Ok(tags)
+}
+
+/// `label,label=tag`.
+pub(super) fn cost_tags(text: &str) -> Result<Vec<CostTag>, String> {
+    label::cost_tags(&list(text)?)
 }
 
 pub(super) fn tunnel_type(text: &str) -> Result<String, String> {

@@ -11,6 +11,7 @@ use peerpod_tunnel::link::tls::Profile;
 use peerpod_tunnel::network::Policy;
 use podvm::initdata::Initdata;
 
+use crate::labels::CostTag;
 use crate::volumes::Places;
 
 /// Everything `peerpodd node` runs by.
@@ -226,6 +227,8 @@ pub struct Pods {
     pub scratch_space: bool,
     /// Where the volumes of pods are written down, and where whose is which.
     pub volumes: Places,
+    /// Labels that become tags of VMs, the most wanted first.
+    pub cost_tags: Vec<CostTag>,
 }
 
 /// The comparison of provider and records.

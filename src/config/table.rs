@@ -13,6 +13,7 @@ use podvm::initdata::Initdata;
 use super::key::{Key, Origin, Shape, Spec};
 use super::parse;
 use super::settings::LogFormat;
+use crate::labels::CostTag;
 
 const HOUR: u64 = 3_600_000;
 const DAY: u64 = 24 * HOUR;
@@ -123,9 +124,11 @@ settings! {
     DIRECT_VOLUMES: PathBuf = Ours One "direct-volumes-dir" "PEERPODD_DIRECT_VOLUMES_DIR" "/run/kata-containers/shared/direct-volumes" parse::directory,
         "Where a CSI driver writes the disks of pods down, as Kata's direct volumes.";
     BUNDLES: Vec<PathBuf> = Ours List "bundle-dirs" "PEERPODD_BUNDLE_DIRS" "/run/containerd/io.containerd.runtime.v2.task/k8s.io,/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io,/run/containers/storage/overlay-containers" parse::directories,
-        "Comma list of directories with the bundles of sandboxes, which name the pod's UID; only read for pods on a node with disks.";
+        "Comma list of directories with the bundles of sandboxes, which name the pod's UID and, under CRI-O, its labels; read on a node with disks and for cost tags.";
     TAGS: BTreeMap<String, String> = Upstream List "tags" "TAGS" "" parse::tags,
         "key=value,… on every VM.";
+    COST_TAGS: Vec<CostTag> = Ours List "cost-tag-labels" "COST_TAG_LABELS" "" parse::cost_tags,
+        "Comma list of labels, label or label=tag, that become tags of the VM of a pod that has them; known under CRI-O only.";
     VERIFY: bool = Upstream Bool "cloud-config-verify" "CLOUD_CONFIG_VERIFY" "false" parse::boolean,
         "Refuse to start when the provider's check finds a problem, instead of being not ready.";
 

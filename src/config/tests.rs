@@ -71,6 +71,11 @@ fn a_bad_value_names_flag_variable_value_and_problem() {
         ("TLS_SKIP_VERIFY", "yes", "--tls-skip-verify (TLS_SKIP_VERIFY) = \"yes\": is not true"),
         ("TUNNEL_TYPE", "routing", "--tunnel-type (TUNNEL_TYPE) = \"routing\": is not vxlan"),
         ("POD_SUBNET_CIDRS", "10.0.0.0/8,x", "\"10.0.0.0/8,x\": \"x\" is not a network"),
+        (
+            "COST_TAG_LABELS",
+            "a,b/",
+            "(COST_TAG_LABELS) = \"a,b/\": \"b/\" is not the key of a label",
+        ),
         ("TAGS", "a", "--tags (TAGS) = \"a\": \"a\" is not key=value"),
         ("REMOTE_HYPERVISOR_ENDPOINT", "x.sock", "\"x.sock\": is not an absolute path"),
         ("PEERPODD_STATE_DIR", "state", "--state-dir (PEERPODD_STATE_DIR) = \"state\": is not an"),

@@ -8,11 +8,13 @@
 //!                  auth.json┘  within the cloud's limit
 //! ```
 
+mod cost;
 mod user_data;
 
 use std::collections::BTreeMap;
 
 use peerpod_providers::size::{self, Choice, SizeError, SizeRequest, SizeRules};
+use peerpod_providers::tags::TagRoom;
 use peerpod_providers::{Candidate, InstanceType, Market, UserDataLimit, VmName, VmSpec, tags};
 use peerpod_tunnel::link::Secret;
 use peerpod_tunnel::link::tls::Profile;
@@ -21,6 +23,7 @@ use podvm::cloud_config::CloudConfigError;
 use serde::{Deserialize, Serialize};
 
 use crate::hypervisor::{Failure, FailureKind};
+use crate::labels::{CostTag, PodLabels};
 use crate::pki::Issued;
 use crate::pod::edit;
 use crate::request::PodRequest;
@@ -46,6 +49,8 @@ pub struct PlanInput<'a> {
     pub auth: Option<&'a Secret>,
     /// Its volumes.
     pub volumes: &'a PodVolumes,
+    /// Its labels, where some are wanted.
+    pub labels: &'a PodLabels,
 }
 
 /// What is the same for all pods of this node.
@@ -59,6 +64,10 @@ pub struct PlanRules {
     pub epoch: String,
     /// Tags of the user's for every VM; none may be one of ours.
     pub user_tags: BTreeMap<String, String>,
+    /// Labels that become tags, the most wanted first.
+    pub cost_tags: Vec<CostTag>,
+    /// What room the provider has for these.
+    pub tag_room: TagRoom,
     /// Types the provider has.
     pub catalogue: Vec<InstanceType>,
     /// Default and permitted types.
@@ -101,6 +110,9 @@ pub struct Plan {
     /// Disks of the pod's own that the VM has.
     #[serde(default, skip_serializing_if = "PodVolumes::is_empty")]
     pub volumes: PodVolumes,
+    /// Lines for the timeline.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Why there is no plan. Asking again cannot help.
@@ -166,8 +178,10 @@ pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError>
     if let Some(image) = &request.image {
         tracing::info!(sandbox = %request.sandbox, "Choosing {image} as the image of this pod");
     }
+    let mut tags = all_tags(request, rules)?;
+    let notes = cost::add(&mut tags, input.labels, rules);
     let spec = VmSpec {
-        tags: all_tags(request, rules)?,
+        tags,
         user_data: user_data::make(input, rules)?,
         image: request.image.clone(),
         disk_gib: rules.disk_gib,
@@ -187,6 +201,7 @@ pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError>
             Vec::new()
         },
         volumes: input.volumes.clone(),
+        notes,
         server_name: issued.unwrap_or(input.name.as_str()).to_owned(),
         authority: input.issued.and_then(|i| i.authority.clone()),
     })

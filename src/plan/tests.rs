@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use peerpod_providers::tags::TagRules;
 use peerpod_tunnel::network::{MacText, Route};
 use podvm::apf::Apf;
 use podvm::cloud_config::{self, File};
@@ -9,6 +10,7 @@ use podvm::contract;
 use podvm::initdata::Initdata;
 
 use super::*;
+use crate::labels::label;
 use crate::request::SandboxId;
 
 fn network() -> PodNetwork {
@@ -93,8 +95,18 @@ fn make_with(
 ) -> Result<Plan, PlanError> {
     let name = VmName::first_form(&request.pod, request.sandbox.as_str());
     let network = &network();
-    let volumes = &PodVolumes::default();
-    plan(&PlanInput { request, network, vni: 555_007, name, issued, auth, volumes }, rules)
+    let (volumes, labels) = (&PodVolumes::default(), &labels());
+    let input = PlanInput { request, network, vni: 555_007, name, issued, auth, volumes, labels };
+    plan(&input, rules)
+}
+
+/// As CRI-O has them.
+fn labels() -> PodLabels {
+    let pod = [("app.kubernetes.io/name", "Shop"), ("team", "red"), ("tier", "")];
+    PodLabels {
+        pod: Ok(pod.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
+        namespace: Err("nobody was asked".to_owned()),
+    }
 }
 
 /// What the VM reads, by path.
@@ -149,6 +161,44 @@ fn tags_of_ours_cannot_be_given_by_the_user() {
     rules.user_tags.insert("peerpodd-sandbox".to_owned(), "another".to_owned());
     let error = make(&request(), &rules).expect_err("reserved");
     assert!(error.to_string().contains("\"peerpodd-sandbox\""), "{error}");
+}
+
+fn wanted(text: &str) -> Vec<CostTag> {
+    text.split(',').map(|part| label::cost_tag(part).expect(part)).collect()
+}
+
+#[test]
+fn wanted_labels_become_tags_beside_ours_and_the_users() {
+    let plain = make(&request(), &rules()).expect("plan");
+    assert_eq!(plain.notes, [""; 0], "nothing is wanted");
+    let mut rules =
+        PlanRules { cost_tags: wanted("owner,team,app.kubernetes.io/name=app,tier"), ..rules() };
+    rules.user_tags.insert("Team".to_owned(), "blue".to_owned());
+    let plan = make(&request(), &rules).expect("plan");
+    let mut expected = plain.spec.tags;
+    for (key, value) in [("Team", "blue"), ("app", "Shop"), ("tier", "")] {
+        expected.insert(key.to_owned(), value.to_owned());
+    }
+    assert_eq!(plan.spec.tags, expected);
+    let said = [
+        "cost tags: app=Shop, tier=",
+        "no cost tag from team (there is a tag \"Team\" already)",
+        "no cost tag from owner: not known (nobody was asked)",
+    ];
+    assert_eq!(plan.notes, said);
+    let text = serde_json::to_string(&plan).expect("json");
+    assert_eq!(serde_json::from_str::<Plan>(&text).expect("json"), plan);
+}
+
+#[test]
+fn a_cloud_without_room_leaves_the_least_wanted_out_and_the_pod_starts() {
+    let tag_rules = TagRules { cloud: "Test", most: 7, ..TagRules::ANY };
+    let rules =
+        PlanRules { cost_tags: wanted("tier,team"), tag_room: TagRoom::new(tag_rules), ..rules() };
+    let plan = make(&request(), &rules).expect("plan");
+    assert_eq!(plan.spec.tags.len(), 7);
+    assert!(plan.spec.tags.contains_key("tier"), "{:?}", plan.spec.tags);
+    assert_eq!(plan.notes[1], "no cost tag from team (Test takes 7 tags on a resource)");
 }
 
 #[test]
@@ -357,7 +407,8 @@ fn a_pods_disks_are_in_the_spec_under_their_numbers_and_its_containers_are_edite
     let (request, network, issued) = (&request(), &network(), &issued());
     let name = VmName::first_form(&request.pod, request.sandbox.as_str());
     let issued = Some(issued);
-    let input = PlanInput { request, network, vni: 555_007, name, issued, auth: None, volumes };
+    let (labels, auth) = (&labels(), None);
+    let input = PlanInput { request, network, vni: 555_007, name, issued, auth, volumes, labels };
     let plan = plan(&input, &rules()).expect("plan");
     let seen: Vec<_> = plan.spec.volumes.iter().map(|v| (&*v.disk, v.lun, v.read_only)).collect();
     assert_eq!(seen, [("a", 0, false), ("b", 1, true)]);

@@ -7,8 +7,6 @@
 //! ```
 //! Everything here is read from files that others have written, and is checked before it is believed.
 
-mod bundle;
-mod file;
 mod records;
 
 use std::path::PathBuf;
@@ -17,6 +15,7 @@ use peerpod_providers::Volume;
 use podvm::cloud_volumes::{self, CloudVolume};
 use serde::{Deserialize, Serialize};
 
+use crate::bundle;
 use crate::hypervisor::{Failure, FailureKind};
 use crate::request::PodRequest;
 

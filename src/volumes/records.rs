@@ -13,7 +13,8 @@ use podvm::cloud_volumes::Fs;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{PodVolume, VolumesError, bundle, file};
+use super::{PodVolume, VolumesError};
+use crate::{bundle, file};
 
 /// Longest record, in bytes; one has some hundred.
 const RECORD_MAX: u64 = 64 << 10;

@@ -80,6 +80,26 @@ fn tags_are_read_in_both_shapes_users_write() {
 }
 
 #[test]
+fn labels_for_cost_tags_are_keys_of_labels_and_no_tag_is_meant_twice() {
+    let read = cost_tags("team, app.kubernetes.io/name = app,Cost").expect("labels");
+    let read: Vec<_> = read.iter().map(|c| (c.label.as_str(), c.tag.as_str())).collect();
+    assert_eq!(read, [("team", "team"), ("app.kubernetes.io/name", "app"), ("Cost", "Cost")]);
+    assert_eq!(cost_tags(""), Ok(Vec::new()));
+    for (text, problem) in [
+        ("a,b c", "\"b c\" is not the key of a label"),
+        ("team=", "\"team=\" has no key of a tag"),
+        ("=team", "\"\" is not the key of a label"),
+        ("a=PeerPodd-pod", "kept for our own tags"),
+        ("a,a=b", "label \"a\" is given twice"),
+        ("a=x,b=X", "tag \"X\" is given twice"),
+    ] {
+        assert!(cost_tags(text).expect_err(text).contains(problem), "{text}");
+    }
+    let many: Vec<String> = (0..65).map(|n| format!("l{n}")).collect();
+    assert!(cost_tags(&many.join(",")).expect_err("too many").contains("65 labels"));
+}
+
+#[test]
 fn names_with_few_choices_say_which() {
     assert!(tunnel_type("vxlan").is_ok());
     assert!(tunnel_type("routing").expect_err("gone").contains("vxlan"));

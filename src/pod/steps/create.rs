@@ -42,8 +42,9 @@ pub(crate) async fn draft(
     let plan = world.planner.plan(request, &found, reserved.vni, name);
     let (plan, _) = common.observe("plan", plan).await;
     let plan = plan.map_err(StepError::Plan)?;
+    let notes = [plan.volumes.notes(), plan.notes.clone()].concat();
     let mut record = record(common, request, (found, netns_id, reserved.vni), plan);
-    for note in record.volumes.notes() {
+    for note in notes {
         tracing::info!("{note}");
         record.note(record.created_ms, note, None);
     }

@@ -24,6 +24,7 @@ use super::{
     Clock, Door, Guest, Network, NetworkError, Planner, Pulse, Random, Stage, Unready, Watch,
 };
 use crate::hypervisor::{Failure, FailureKind};
+use crate::labels::{Labels, PodLabels};
 use crate::pki::Pki;
 use crate::plan::{self, Plan, PlanInput, PlanRules};
 use crate::proto::hypervisor::CreateVmRequest;
@@ -218,6 +219,8 @@ pub struct Planning {
     rules: PlanRules,
     /// Where pods' volumes are written down; nowhere is none.
     volumes: Option<Places>,
+    /// Who knows the labels of pods; nobody knows none.
+    labels: Option<Arc<dyn Labels>>,
 }
 
 impl std::fmt::Debug for Planning {
@@ -230,13 +233,26 @@ impl std::fmt::Debug for Planning {
 impl Planning {
     /// Plans by these rules.
     pub fn new(pki: Pki, requests: RequestRules, rules: PlanRules) -> Self {
-        Self { pki, requests, rules, volumes: None }
+        Self { pki, requests, rules, volumes: None, labels: None }
     }
 
     /// Pods get the volumes that are written down there.
     #[must_use]
     pub fn with_volumes(self, places: Option<Places>) -> Self {
         Self { volumes: places, ..self }
+    }
+
+    /// Labels of pods, where some are wanted, are asked for there.
+    #[must_use]
+    pub fn with_labels(self, labels: Option<Arc<dyn Labels>>) -> Self {
+        Self { labels, ..self }
+    }
+
+    async fn labels(&self, request: &PodRequest) -> PodLabels {
+        match &self.labels {
+            Some(labels) if !self.rules.cost_tags.is_empty() => labels.of(request).await,
+            _ => PodLabels::unknown("nobody is asked"),
+        }
     }
 
     async fn volumes(&self, request: &PodRequest) -> Result<PodVolumes, Failure> {
@@ -265,7 +281,8 @@ impl Planner for Planning {
         let issued = issued.map_err(|e| Failure::caused_by(FailureKind::Internal, &e))?;
         let issued = Some(&issued).filter(|i| !i.client_ca_pem.is_empty());
         let volumes = &self.volumes(request).await?;
-        let input = PlanInput { request, network, vni, name, issued, auth: None, volumes };
+        let labels = &self.labels(request).await;
+        let input = PlanInput { request, network, vni, name, issued, auth: None, volumes, labels };
         plan::plan(&input, &self.rules).map_err(Failure::from)
     }
 

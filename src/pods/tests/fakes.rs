@@ -96,6 +96,7 @@ impl Planner for FakePlanner {
             server_name: name.to_string(),
             authority: None,
             volumes: PodVolumes::default(),
+            notes: Vec::new(),
         })
     }
 

@@ -97,6 +97,12 @@ class Aws(Surroundings, Cloud):
         return {"vm": len(self.vms()), "disk": len([v for v in self.moto.volumes if v not in kept]),
                 "nic": len(self.moto.enis), "address": len(self.moto.addresses)}
 
+    def tags(self):
+        things = [("vm", vm) for vm in self.vms()]
+        things += [("disk", v) for v in self.moto.volumes.values()] + [("nic", e) for e in self.moto.enis.values()]
+        tagged = [(kind, {tag["key"]: tag["value"] for tag in thing.get_tags()}) for kind, thing in things]
+        return [{"kind": kind, "tags": tags} for kind, tags in tagged if tags]
+
     def set(self, values):
         for key, value in values.items():
             if key == "stopped":

@@ -47,6 +47,7 @@ def main():
         Filters=tagged)["NetworkInterfaces"]
     assert len(mine) == 2, mine
     assert cloud.resources() == {"vm": 1, "disk": 1, "nic": 1, "address": 0}, cloud.resources()
+    assert {thing["kind"] for thing in cloud.tags() if "peerpodd-sandbox" in thing["tags"]} == {"vm", "disk", "nic"}
     for n in range(1, 8):
         ec2.run_instances(**request_of(f"{n:064x}", ids))
     control("set", {"empty": True})

@@ -4,6 +4,7 @@ the cloud's published model, lets things go wrong when told to, and answers ques
     GET  /_double/calls        [{"at", "operation", "name", "status", "method", "path"}, ...]
     GET  /_double/violations   ["...", ...]   what the cloud's own model would refuse
     GET  /_double/resources    {"vm": 1, "disk": 1, "nic": 1, "address": 0}   what costs money now
+    GET  /_double/tags         [{"kind": "vm", "tags": {"key": "value"}}, ...]   of what costs money and has tags
     GET  /_double/facts        {"image": "ami-..."}   what is there before any call, where its ids are not fixed
     POST /_double/fault        {"operation", "fault", ...}   for the next call of that operation
     POST /_double/set          {...}   whatever a cloud's double has to set (capacity, quotas, pages)
@@ -110,6 +111,9 @@ class Cloud:
     def resources(self):
         return {}
 
+    def tags(self):
+        return []
+
     def facts(self):
         return {}
 
@@ -174,7 +178,7 @@ class Cloud:
             what = request.path.removeprefix("/_double/")
             if request.method == "GET":
                 known = {"calls": lambda: self.calls, "violations": lambda: self.violations,
-                         "resources": self.resources, "facts": self.facts}
+                         "resources": self.resources, "tags": self.tags, "facts": self.facts}
                 return Answer(200, known[what]()) if what in known else Answer(404, "no such question")
             if what == "fault":
                 self.faults.append(request.json())

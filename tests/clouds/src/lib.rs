@@ -17,4 +17,4 @@ mod server;
 pub use double::{CloudDouble, INSTALLATION};
 #[cfg(feature = "libvirt")]
 pub use libvirtd::{Leases, Libvirtd};
-pub use server::{Called, Server};
+pub use server::{Called, Server, Tagged};

@@ -38,6 +38,15 @@ pub struct Called {
     pub path: String,
 }
 
+/// Something that costs money.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Tagged {
+    /// `vm`, `disk`, `nic` or `address`.
+    pub kind: String,
+    /// Its tags, where the cloud calls them so, or its labels.
+    pub tags: BTreeMap<String, String>,
+}
+
 impl Server {
     /// Starts `double/<script>` with the packages that `tests/run conformance` installs.
     ///
@@ -112,6 +121,14 @@ impl Server {
     /// When it does not answer.
     pub fn resources(&self) -> anyhow::Result<BTreeMap<String, u64>> {
         self.get("resources")
+    }
+
+    /// The tags of what costs money, as far as it has any.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn tags(&self) -> anyhow::Result<Vec<Tagged>> {
+        self.get("tags")
     }
 
     /// What is there before any call, where its ids are not fixed.

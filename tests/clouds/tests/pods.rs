@@ -70,6 +70,39 @@ async fn pods_of_both_shims_live_with_the_keys_of_the_guide() -> anyhow::Result<
     .await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_of_a_pod_are_tags_of_its_vm_and_of_what_comes_with_it() -> anyhow::Result<()> {
+    on_each("labels_of_a_pod_are_tags_of_its_vm_and_of_what_comes_with_it", |cloud| async move {
+        let wanted = "team,example.com/Cost.Center=Cost,key1,owner".to_owned();
+        // In the environment, since `peerpodd status` has no such option.
+        let environment = vec![("COST_TAG_LABELS".to_owned(), wanted)];
+        let site =
+            Site::with(cloud, |_| DaemonOptions { environment, ..Default::default() }).await?;
+        let (_net, spec) = site.bed.pod(1).await?;
+        let sandbox = spec.sandbox.clone();
+        let labels =
+            json!({"team": "blue", "example.com/Cost.Center": "Dept.42", "key1": "stolen"});
+        site.bed.crio_bundle(&spec, &labels)?;
+        let shim = Shim::boot(Profile::GoLike, &site.bed.lab.dir().socket(), spec).await;
+        let shim = shim.with_context(|| site.bed.daemon.log_tail())?;
+        let tagged = site.server.tags()?;
+        ensure!(tagged.iter().any(|thing| thing.kind == "vm"), "{tagged:?}");
+        for thing in &tagged {
+            let tag = |key: &str| thing.tags.get(key).map(String::as_str);
+            let cost = [tag("team"), tag("Cost").or(tag("cost"))];
+            ensure!(matches!(cost, [Some("blue"), Some("Dept.42" | "dept-42")]), "{thing:?}");
+            ensure!(tag("key1") != Some("stolen"), "{thing:?}");
+        }
+        let shown = site.status_text(&sandbox).await?;
+        ensure!(shown.contains("cost tags: team=blue, "), "{shown}");
+        ensure!(shown.contains("no cost tag from owner: not known"), "{shown}");
+        say(&shim).await?;
+        shim.stop().await?;
+        site.end().await
+    })
+    .await
+}
+
 /// Deleted or stopped by somebody at the cloud's console.
 async fn ended_elsewhere(cloud: &'static Cloud, word: &str) -> anyhow::Result<()> {
     // In the environment, since `peerpodd status` has no such option.

@@ -10,7 +10,7 @@ use peerpod_standin::lab::{
     Binaries, Daemon, DaemonOptions, Lab, Mode, PodNet, processes, wait_for,
 };
 use peerpod_standin::shim::{PodSpec, Profile, Shim};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// How long anything that must happen may take here.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -125,6 +125,24 @@ impl Bed {
         }
         let lines: Vec<String> = last.iter().map(ToString::to_string).collect();
         anyhow::bail!("left behind:\n{}\n{}", lines.join("\n"), self.daemon.log_tail())
+    }
+
+    /// Leaves a bundle for a sandbox as CRI-O does, with the pod's labels (a JSON object).
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn crio_bundle(&self, spec: &PodSpec, labels: &Value) -> anyhow::Result<()> {
+        let dir = self.lab.dir().bundles().join(&spec.sandbox).join("userdata");
+        std::fs::create_dir_all(&dir).context("a bundle")?;
+        let annotations = json!({
+            "io.kubernetes.cri-o.ContainerType": "sandbox",
+            "io.kubernetes.cri-o.SandboxID": spec.sandbox,
+            "io.kubernetes.cri-o.Namespace": spec.namespace,
+            "io.kubernetes.cri-o.KubeName": spec.name,
+            "io.kubernetes.cri-o.Labels": labels.to_string(),
+        });
+        let config = json!({"ociVersion": "1.2.0", "annotations": annotations});
+        std::fs::write(dir.join("config.json"), config.to_string()).context("config.json")
     }
 
     /// The directory of the only VM there is.

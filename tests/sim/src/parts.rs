@@ -62,6 +62,7 @@ impl Planner for Plans {
             server_name: name.to_string(),
             authority: None,
             volumes: PodVolumes::default(),
+            notes: Vec::new(),
         })
     }
 

@@ -1,13 +1,15 @@
-//! The UID of a pod: CRI-O's sandbox names carry it, and the bundle of the sandbox, which its shim was
-//! started with, names it for containerd as for CRI-O. A bundle counts only if it says that it is this
-//! sandbox's and this pod's.
+//! What the bundle of a sandbox, which its shim was started with, says of the pod: its UID, which CRI-O's
+//! sandbox names carry too, and under CRI-O its labels. containerd writes no labels down: a sandbox's
+//! annotations are those of its CRI plugin (`internal/cri/annotations`) and what `pod_annotations` lets
+//! through. A bundle counts only if it says that it is this sandbox's and this pod's.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::file;
+use crate::file;
+use crate::labels::label;
 use crate::request::PodRequest;
 
 /// Longest config.json, in bytes; a sandbox's has some ten thousand.
@@ -21,7 +23,7 @@ const NAMESPACE: [&str; 2] =
     ["io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri-o.Namespace"];
 const NAME: [&str; 2] = ["io.kubernetes.cri.sandbox-name", "io.kubernetes.cri-o.KubeName"];
 const UID: [&str; 2] = ["io.kubernetes.cri.sandbox-uid", "io.kubernetes.pod.uid"];
-/// JSON: the pod's labels, the UID among them.
+/// JSON, CRI-O's alone: the pod's labels, and the UID and the like among them.
 const LABELS: &str = "io.kubernetes.cri-o.Labels";
 
 #[derive(Deserialize)]
@@ -46,9 +48,17 @@ impl Config {
     }
 }
 
-/// The pod's UID, or why it is not known.
-pub(super) fn uid(bundles: &[PathBuf], request: &PodRequest) -> Result<String, String> {
-    let found = in_bundle(bundles, request);
+/// The pod's UID, or why it is not known. Reads files, as [`labels`].
+pub(crate) fn uid(bundles: &[PathBuf], request: &PodRequest) -> Result<String, String> {
+    let found = find(bundles, request).and_then(|(path, config)| {
+        let wrong = |what: String| format!("{}: {what}", path.display());
+        let uid = config.uid().ok_or_else(|| wrong("it names no UID".to_owned()))?;
+        match is_uid(&uid) {
+            true => Ok(uid),
+            false => Err(wrong(format!("{:?} is no UID", short(&uid)))),
+        }
+    });
+    let found = found.map_err(|why| format!("the pod's UID is not known ({why})"));
     match (&request.pod_uid, found) {
         (None, found) => found,
         (Some(uid), Ok(other)) if *uid != other => Err(format!(
@@ -59,23 +69,46 @@ pub(super) fn uid(bundles: &[PathBuf], request: &PodRequest) -> Result<String, S
     }
 }
 
-fn in_bundle(bundles: &[PathBuf], request: &PodRequest) -> Result<String, String> {
+/// The pod's labels, or why they are not known. What Kubernetes would not take as a label is none.
+pub(crate) fn labels(
+    bundles: &[PathBuf],
+    request: &PodRequest,
+) -> Result<BTreeMap<String, String>, String> {
+    let (path, config) = find(bundles, request)?;
+    let wrong = |what: String| format!("{}: {what}", path.display());
+    let Some(text) = config.annotations.get(LABELS) else {
+        return Err(wrong("it names no labels, which only CRI-O writes down".to_owned()));
+    };
+    let all: BTreeMap<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|e| wrong(format!("{LABELS}: {e}")))?;
+    let good = |(key, value): (String, serde_json::Value)| {
+        let value = value.as_str()?.to_owned();
+        (label::is_key(&key) && label::is_value(&value)).then_some((key, value))
+    };
+    Ok(all.into_iter().filter_map(good).collect())
+}
+
+/// The bundle and where it is.
+fn find(bundles: &[PathBuf], request: &PodRequest) -> Result<(PathBuf, Config), String> {
     let id = request.sandbox.as_str();
     let places = bundles.iter().flat_map(|dir| CONFIG.map(|file| dir.join(id).join(file)));
     let mut why = format!("no bundle of this sandbox in {bundles:?}");
     for path in places {
         match file::read(&path, CONFIG_MAX) {
-            Ok(bytes) => return read(&path, &bytes, request),
+            Ok(bytes) => {
+                let config = read(&bytes, request);
+                let config = config.map_err(|what| format!("{}: {what}", path.display()))?;
+                return Ok((path, config));
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => why = format!("the sandbox's bundle: {}: {e}", path.display()),
         }
     }
-    Err(format!("the pod's UID is not known ({why})"))
+    Err(why)
 }
 
-fn read(path: &Path, bytes: &[u8], request: &PodRequest) -> Result<String, String> {
-    let wrong = |what: String| format!("the pod's UID is not known ({}: {what})", path.display());
-    let config: Config = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
+fn read(bytes: &[u8], request: &PodRequest) -> Result<Config, String> {
+    let config: Config = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     let same = [
         ("sandbox id", config.get(SANDBOX).unwrap_or_default(), request.sandbox.as_str()),
         ("namespace", config.get(NAMESPACE).unwrap_or(&request.namespace), &request.namespace),
@@ -83,13 +116,9 @@ fn read(path: &Path, bytes: &[u8], request: &PodRequest) -> Result<String, Strin
         ("pod", config.get(NAME).map_or(&request.pod, pod_of), &request.pod),
     ];
     if let Some((what, said, _)) = same.iter().find(|(_, said, wanted)| said != wanted) {
-        return Err(wrong(format!("{what} {:?} is another one's", short(said))));
+        return Err(format!("{what} {:?} is another one's", short(said)));
     }
-    let uid = config.uid().ok_or_else(|| wrong("it names no UID".to_owned()))?;
-    match is_uid(&uid) {
-        true => Ok(uid),
-        false => Err(wrong(format!("{:?} is no UID", short(&uid)))),
-    }
+    Ok(config)
 }
 
 fn pod_of(name: &str) -> &str {
@@ -97,7 +126,7 @@ fn pod_of(name: &str) -> &str {
 }
 
 /// What Kubernetes gives, and what can be part of a path.
-pub(super) fn is_uid(text: &str) -> bool {
+pub(crate) fn is_uid(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::libc;
 
 /// The whole of a file of at most `limit` bytes.
-pub(super) fn read(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     if !file.metadata()?.is_file() {
