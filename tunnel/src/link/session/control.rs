@@ -18,7 +18,11 @@ use super::queue::Queue;
 const HEAD: usize = 8;
 /// Types that must be understood.
 const MUST: u16 = 0x8000;
+/// Characters of a word in an [`Interruption`].
+const WORD: usize = 32;
 const ABOUT: u16 = 1;
+const WATCH: u16 = 3;
+const INTERRUPTION: u16 = 4;
 const CLOSING: u16 = MUST | 1;
 
 /// Who speaks; each side's first message.
@@ -40,11 +44,44 @@ pub struct Closing {
     pub reason: String,
 }
 
+/// The worker's: the VM is one that its cloud may take back. Whoever hears this asks the cloud from then
+/// on, and sends an [`Interruption`] when the cloud says that it will.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Watch {}
+
+/// The VM's: the cloud has said that it takes the VM back. Who gets it has only the VM's word for it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Interruption {
+    /// What the cloud does, in its own word: terminate, stop, hibernate, preempt.
+    #[prost(string, tag = "1")]
+    pub kind: String,
+    /// Not before then, in milliseconds since 1970 by the cloud's clock; 0 is not said.
+    #[prost(uint64, tag = "2")]
+    pub deadline_ms: u64,
+    /// Whose word it is: aws, azure, gcp.
+    #[prost(string, tag = "3")]
+    pub source: String,
+}
+
+impl Interruption {
+    /// Cut to what a cloud would say.
+    pub(super) fn bounded(self) -> Self {
+        let word = |text: String| {
+            text.chars().filter(|c| c.is_ascii_graphic()).take(WORD).collect::<String>()
+        };
+        Self { kind: word(self.kind), source: word(self.source), ..self }
+    }
+}
+
 /// A message of either side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Type 1.
     About(About),
+    /// Type 3.
+    Watch(Watch),
+    /// Type 4.
+    Interruption(Interruption),
     /// Type 0x8001.
     Closing(Closing),
 }
@@ -54,6 +91,8 @@ impl Message {
     pub(super) fn encode(&self) -> Vec<u8> {
         let (kind, payload) = match self {
             Self::About(m) => (ABOUT, prost::Message::encode_to_vec(m)),
+            Self::Watch(m) => (WATCH, prost::Message::encode_to_vec(m)),
+            Self::Interruption(m) => (INTERRUPTION, prost::Message::encode_to_vec(m)),
             Self::Closing(m) => (CLOSING, prost::Message::encode_to_vec(m)),
         };
         let mut out = BytesMut::with_capacity(HEAD + payload.len());
@@ -81,6 +120,8 @@ pub(super) fn take(queue: &mut Queue) -> Result<Option<Message>, Violation> {
         let payload = whole.get(HEAD..).unwrap_or_default();
         match kind {
             ABOUT => return decode(payload).map(Message::About).map(Some),
+            WATCH => return decode(payload).map(Message::Watch).map(Some),
+            INTERRUPTION => return decode(payload).map(Message::Interruption).map(Some),
             CLOSING => return decode(payload).map(Message::Closing).map(Some),
             MUST.. => return Err(Violation::UnknownMessage(kind)),
             _ => {}
@@ -112,13 +153,19 @@ mod tests {
     #[test]
     fn messages_come_whole_however_they_are_cut_and_unknown_ones_are_skipped() {
         let closing = Message::Closing(Closing { reason: "done".to_owned() });
-        let bytes = [about().encode(), raw(77, 3, b"new"), closing.encode()].concat();
+        let watch = Message::Watch(Watch {});
+        let words = ["preempt", "gcp"].map(str::to_owned);
+        let [kind, source] = words;
+        let interruption = Message::Interruption(Interruption { kind, deadline_ms: 7, source });
+        let all = [&about(), &watch, &interruption, &closing].map(|m| m.encode()).concat();
+        let (first, rest) = all.split_at(about().encode().len());
+        let bytes = [first, &raw(77, 3, b"new"), rest].concat();
         let (mut queue, mut seen) = (Queue::default(), Vec::new());
         for byte in bytes {
             queue.push_slice(&[byte]);
             seen.extend(take(&mut queue).expect("take"));
         }
-        assert_eq!(seen, [about(), closing]);
+        assert_eq!(seen, [about(), watch, interruption, closing]);
         assert!(queue.is_empty());
     }
 

@@ -17,10 +17,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::control::{About, Message};
+use super::control::{About, Interruption, Message, Watch};
 use super::drive::{Ended, drive};
 use super::export::{Export, ExportError};
 use super::frame::{Greeting, SessionId, Violation};
+use super::interruption::Word;
 use super::machine::{Event, Machine, Over, Side};
 use super::stream::Stream;
 
@@ -47,6 +48,13 @@ pub(super) struct Inner {
     pub(super) waiting: BTreeMap<u32, Waiting>,
     pub(super) opened: Vec<u32>,
     about: Option<About>,
+    /// The cloud's word, for a VM's session to pass on.
+    pub(super) word: Option<Arc<Word>>,
+    /// The worker has asked for it, and whether it was told.
+    pub(super) asked: bool,
+    pub(super) told: bool,
+    /// What the VM has passed on.
+    interruption: Option<Interruption>,
     stand: watch::Sender<Stand>,
 }
 
@@ -60,6 +68,8 @@ impl Inner {
                 Event::Reset(id) => self.wake(id, true, true),
                 Event::Opened(id) => self.opened.push(id),
                 Event::Told(Message::About(about)) => self.about = Some(about),
+                Event::Told(Message::Watch(_)) => self.hear_watch(),
+                Event::Told(Message::Interruption(said)) => self.hear_interruption(said),
                 Event::Told(Message::Closing(_)) => {}
                 Event::Over => self.wake_all(),
             }
@@ -72,6 +82,14 @@ impl Inner {
         self.stand.send_if_modified(|now| std::mem::replace(now, stand.clone()) != stand);
         if self.machine.wants_to_say() || self.machine.has_ended() {
             self.wake_driver();
+        }
+    }
+
+    fn hear_interruption(&mut self, said: Interruption) {
+        // A VM has nobody to hear it from.
+        if self.word.is_none() {
+            self.interruption = Some(said.bounded());
+            self.stand.send_modify(|_| {});
         }
     }
 
@@ -147,6 +165,10 @@ impl Link {
             waiting: BTreeMap::new(),
             opened: Vec::new(),
             about: None,
+            word: None,
+            asked: false,
+            told: false,
+            interruption: None,
             stand: watch::Sender::new(Stand::Apart),
         };
         Self(Arc::new(Shared { begin: Instant::now(), inner: Mutex::new(inner) }))
@@ -158,8 +180,10 @@ impl Link {
         Self::new(Side::Worker, None, build, keep)
     }
 
-    pub(super) fn vm(id: SessionId, build: &str) -> Self {
-        Self::new(Side::Vm, Some(id), build, Duration::ZERO)
+    pub(super) fn vm(id: SessionId, build: &str, word: &Arc<Word>) -> Self {
+        let link = Self::new(Side::Vm, Some(id), build, Duration::ZERO);
+        link.0.lock().word = Some(Arc::clone(word));
+        link
     }
 
     fn new(side: Side, id: Option<SessionId>, build: &str, keep: Duration) -> Self {
@@ -272,6 +296,34 @@ impl Link {
     /// What the other side has said of itself.
     pub fn peer(&self) -> Option<About> {
         self.0.lock().about.clone()
+    }
+
+    /// A worker's wish to hear when the cloud takes the VM back; once more changes nothing. A VM that
+    /// does not know the wish passes over it.
+    pub fn watch(&self) {
+        let mut inner = self.0.lock();
+        if !std::mem::replace(&mut inner.asked, true) {
+            inner.machine.tell(&Message::Watch(Watch {}));
+            inner.settle();
+        }
+    }
+
+    /// What the VM last said of its being taken back, cut to what a cloud would say.
+    pub fn interruption(&self) -> Option<Interruption> {
+        self.0.lock().interruption.clone()
+    }
+
+    /// Waits until the VM says that it is taken back, other than in the words that are `known`.
+    pub async fn interrupted(&self, known: Option<&Interruption>) -> Interruption {
+        let mut stand = self.0.lock().stand.subscribe();
+        loop {
+            stand.mark_unchanged();
+            if let Some(said) = self.interruption().filter(|said| Some(said) != known) {
+                return said;
+            }
+            // The sender lives in the session itself.
+            let _ = stand.changed().await;
+        }
     }
 
     /// Streams, and bytes kept for both sides.

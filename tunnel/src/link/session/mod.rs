@@ -21,6 +21,7 @@ mod drive;
 mod export;
 mod flow;
 mod frame;
+mod interruption;
 mod link;
 mod machine;
 mod queue;
@@ -35,7 +36,7 @@ mod vm;
 
 use std::time::Duration;
 
-pub use control::{About, Closing, Message};
+pub use control::{About, Closing, Interruption, Message, Watch};
 pub use drive::Ended;
 pub use export::{Export, ExportError};
 pub use frame::{Greeting, HEAD, Head, Refusal, SessionId, Type, Violation};

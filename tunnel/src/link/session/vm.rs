@@ -8,7 +8,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 
 use super::drive::{Ended, drive};
 use super::frame::{Greeting, Head, Refusal, SessionId, Type, Violation};
+use super::interruption::Word;
 use super::link::Link;
 use super::machine::Over;
 use super::stream::Stream;
@@ -59,6 +60,7 @@ struct Entry {
 pub struct Sessions {
     build: String,
     all: Mutex<BTreeMap<SessionId, Entry>>,
+    pub(super) word: Arc<Word>,
 }
 
 /// How a connection of the worker's ended.
@@ -75,7 +77,7 @@ pub enum Served {
 impl Sessions {
     /// None yet. `build` tells workers who we are.
     pub fn new(build: &str) -> Self {
-        Self { build: build.to_owned(), all: Mutex::default() }
+        Self { build: build.to_owned(), all: Mutex::default(), word: Arc::default() }
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<SessionId, Entry>> {
@@ -124,7 +126,7 @@ impl Sessions {
             None => {
                 make_room(&mut all)?;
                 let id = SessionId::random();
-                let link = Link::vm(id, &self.build);
+                let link = Link::vm(id, &self.build, &self.word);
                 let entry = Entry { link: link.clone(), owner: owner.clone(), parted: None };
                 all.insert(id, entry);
                 (id, link)
@@ -184,6 +186,10 @@ impl Sessions {
     pub fn close(&self, reason: &str) {
         let all = std::mem::take(&mut *self.all());
         all.into_values().for_each(|entry| entry.link.close(reason));
+    }
+
+    pub(super) fn links(&self) -> Vec<Link> {
+        self.all().values().map(|entry| entry.link.clone()).collect()
     }
 
     /// How many there are.

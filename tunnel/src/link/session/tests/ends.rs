@@ -7,9 +7,9 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-const KEEP: Duration = Duration::from_secs(30);
+pub(super) const KEEP: Duration = Duration::from_secs(30);
 
-fn sessions() -> Arc<Sessions> {
+pub(super) fn sessions() -> Arc<Sessions> {
     Arc::new(Sessions::new("vm of the test"))
 }
 
@@ -32,13 +32,13 @@ fn serve(sessions: &Arc<Sessions>, connection: DuplexStream, owner: Owner) -> Jo
     })
 }
 
-struct Ends {
+pub(super) struct Ends {
     worker: JoinHandle<Ended>,
     vm: JoinHandle<Served>,
 }
 
 /// A new connection for a link, owned by "us".
-fn connect(link: &Link, sessions: &Arc<Sessions>) -> Ends {
+pub(super) fn connect(link: &Link, sessions: &Arc<Sessions>) -> Ends {
     connect_as(link, sessions, "us")
 }
 
@@ -50,7 +50,7 @@ fn connect_as(link: &Link, sessions: &Arc<Sessions>, name: &str) -> Ends {
 }
 
 impl Ends {
-    async fn cut(self) {
+    pub(super) async fn cut(self) {
         self.worker.abort();
         let _ = self.worker.await;
         let served = self.vm.await.expect("vm");
@@ -60,7 +60,7 @@ impl Ends {
     }
 }
 
-async fn echo(stream: &mut Stream, words: &[u8]) {
+pub(super) async fn echo(stream: &mut Stream, words: &[u8]) {
     stream.write_all(words).await.expect("write");
     let mut back = vec![0; words.len()];
     stream.read_exact(&mut back).await.expect("read");

@@ -3,6 +3,7 @@
 mod bounds;
 mod cuts;
 mod ends;
+mod interruption;
 
 use bytes::BytesMut;
 
