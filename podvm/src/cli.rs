@@ -163,6 +163,28 @@ pub(crate) struct Serve {
     pub(crate) plain_link: bool,
     #[command(flatten)]
     pub(crate) volumes: Volumes,
+    #[command(flatten)]
+    pub(crate) notices: Notices,
+}
+
+/// What a spot VM hears of its end. It is asked for only once the worker wants to know.
+#[derive(Debug, Args)]
+pub(crate) struct Notices {
+    /// Which cloud says that it takes the VM back; auto looks at the machine.
+    #[arg(long, value_enum, default_value_t = NoticeSource::Auto)]
+    pub(crate) spot_notice: NoticeSource,
+    /// That cloud's metadata service, if it is not where that cloud has it (host:port).
+    #[arg(long)]
+    pub(crate) spot_notice_address: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NoticeSource {
+    Auto,
+    Aws,
+    Azure,
+    Gcp,
+    None,
 }
 
 /// The pod's volumes.

@@ -11,7 +11,9 @@
 mod cli;
 mod files;
 mod forwarder;
+mod interruption;
 mod listener;
+mod metadata;
 mod network;
 mod privilege;
 mod provision;

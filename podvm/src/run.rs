@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::forwarder::{Forwarder, Settings};
 use crate::volumes::hand::Hand;
 use crate::volumes::{self, Volumes};
-use crate::{cli, listener, network, provision, userdata};
+use crate::{cli, interruption, listener, network, provision, userdata};
 
 /// Cancels `stop` at the first SIGTERM or SIGINT; a second one leaves at once.
 pub(crate) fn stop_on_signals(stop: CancellationToken) -> anyhow::Result<()> {
@@ -154,6 +154,10 @@ fn settings(args: &cli::Serve, config: &Path) -> Settings {
         podns: args.pod_namespace.display().to_string(),
         agent_wait: args.agent_wait,
         frame_stall: args.frame_stall,
+        notices: interruption::Settings {
+            source: args.notices.spot_notice,
+            address: args.notices.spot_notice_address.clone(),
+        },
     }
 }
 

@@ -33,6 +33,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::interruption;
 use crate::volumes::Volumes;
 use agent::Agent;
 
@@ -64,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) agent_wait: Duration,
     /// How long a frame that has begun may stand still.
     pub(crate) frame_stall: Duration,
+    /// Who says that the VM is taken back.
+    pub(crate) notices: interruption::Settings,
 }
 
 /// What all connections share.
@@ -83,6 +86,7 @@ struct Shared {
 pub(crate) struct Forwarder {
     listener: TcpListener,
     shared: Arc<Shared>,
+    notices: interruption::Settings,
 }
 
 impl Forwarder {
@@ -104,12 +108,16 @@ impl Forwarder {
             notices: Notices::default(),
             sessions: Sessions::new(&format!("podvm {}", env!("CARGO_PKG_VERSION"))),
         };
-        Self { listener, shared: Arc::new(shared) }
+        Self { listener, shared: Arc::new(shared), notices: settings.notices }
     }
 
     /// Serves until told to stop, then lets connections come to rest.
     pub(crate) async fn serve(self, stop: CancellationToken) {
         let tasks = TaskTracker::new();
+        let (shared, notices, over) = (self.shared.clone(), self.notices.clone(), stop.clone());
+        tasks.spawn(async move {
+            over.run_until_cancelled(interruption::pass_on(&notices, &shared.sessions)).await;
+        });
         let mut look = tokio::time::interval(LOOK);
         loop {
             tokio::select! {

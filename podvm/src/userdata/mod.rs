@@ -6,7 +6,6 @@
 //! ```
 
 mod detect;
-mod http;
 
 use std::path::{Path, PathBuf};
 
@@ -17,9 +16,7 @@ use peerpod_tunnel::link::Secret;
 use podvm::contract::USER_DATA_LIMIT;
 use tokio::io::AsyncReadExt;
 
-use http::{Metadata, Request};
-
-pub(crate) use http::HttpError;
+use crate::metadata::{HttpError, Metadata, Request};
 
 /// What the command line may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,6 +52,11 @@ pub(crate) enum UserDataError {
     Http { source_name: &'static str, source: HttpError },
     #[error("{source_name}: the user data are not base64 of text")]
     Encoding { source_name: &'static str },
+}
+
+/// The cloud that this machine is in, if one is known to be; nobody's files are looked at.
+pub(crate) async fn cloud(metadata_address: Option<&str>) -> Option<Source> {
+    detect::by_machine(&detect::Machine::look(), metadata_address).await
 }
 
 /// What the machine says of itself: whether it is Azure's, and whether it is a confidential one.
@@ -139,7 +141,7 @@ async fn read_file(path: &Path) -> Result<Vec<u8>, UserDataError> {
 /// IMDSv2 only: without a token anything in the VM that can be made to fetch an address could read
 /// the secrets.
 async fn aws(address: Option<&str>) -> Result<Vec<u8>, HttpError> {
-    let service = Metadata::new(address.unwrap_or("169.254.169.254:80"));
+    let service = Metadata::new(address.unwrap_or(LINK_LOCAL));
     let lifetime = ("x-aws-ec2-metadata-token-ttl-seconds", "60");
     let token = service.call(&Request::put("/latest/api/token", &[lifetime])).await?;
     let token = String::from_utf8_lossy(&token);
@@ -148,13 +150,15 @@ async fn aws(address: Option<&str>) -> Result<Vec<u8>, HttpError> {
 }
 
 async fn azure(address: Option<&str>) -> Result<Vec<u8>, HttpError> {
-    let service = Metadata::new(address.unwrap_or("169.254.169.254:80"));
+    let service = Metadata::new(address.unwrap_or(LINK_LOCAL));
     let path = "/metadata/instance/compute/userData?api-version=2021-01-01&format=text";
     service.call(&Request::get(path, &[("metadata", "true")])).await
 }
 
-const GOOGLE: &str = "metadata.google.internal:80";
-const GOOGLE_HEADER: (&str, &str) = ("metadata-flavor", "Google");
+/// Where AWS and Azure have their service.
+pub(crate) const LINK_LOCAL: &str = "169.254.169.254:80";
+pub(crate) const GOOGLE: &str = "metadata.google.internal:80";
+pub(crate) const GOOGLE_HEADER: (&str, &str) = ("metadata-flavor", "Google");
 
 async fn gcp(address: Option<&str>) -> Result<Vec<u8>, HttpError> {
     let service = Metadata::new(address.unwrap_or(GOOGLE));

@@ -12,6 +12,7 @@ mod bounds;
 mod calls;
 mod certs;
 mod hostile;
+mod interruption;
 mod lab;
 mod network;
 mod session;

@@ -22,14 +22,14 @@ use crate::certs::{self, Certs};
 use crate::lab::{Lab, PATIENCE};
 use crate::standin::Agent;
 
-const KEEP: Duration = Duration::from_secs(60);
+pub(crate) const KEEP: Duration = Duration::from_secs(60);
 
-async fn within<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it takes too long")
 }
 
 /// One connection of a session, driven in the background; ending the task cuts it.
-async fn connect(at: SocketAddr, tls: &ClientTls, link: &Link) -> JoinHandle<Ended> {
+pub(crate) async fn connect(at: SocketAddr, tls: &ClientTls, link: &Link) -> JoinHandle<Ended> {
     let tcp = TcpStream::connect(at).await.unwrap();
     let connector = TlsConnector::from(tls.config_offering(&[ALPN]).unwrap());
     let stream = connector.connect(tls.name().unwrap(), tcp).await.unwrap();
@@ -38,7 +38,7 @@ async fn connect(at: SocketAddr, tls: &ClientTls, link: &Link) -> JoinHandle<End
     tokio::spawn(async move { link.run(stream).await })
 }
 
-async fn call(stream: &mut Stream, frame: &Frame) -> Frame {
+pub(crate) async fn call(stream: &mut Stream, frame: &Frame) -> Frame {
     let mut bytes = BytesMut::new();
     frame.put(&mut bytes);
     stream.write_all(&bytes).await.unwrap();
@@ -46,7 +46,7 @@ async fn call(stream: &mut Stream, frame: &Frame) -> Frame {
     within(reader.next()).await.unwrap().expect("an answer")
 }
 
-async fn cut(connection: JoinHandle<Ended>) {
+pub(crate) async fn cut(connection: JoinHandle<Ended>) {
     connection.abort();
     let _ = connection.await;
 }
