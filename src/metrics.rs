@@ -53,6 +53,7 @@ pub struct Metrics {
     start_time: Histogram,
     steps: Times<2>,
     pods_lost: Counters<1>,
+    interruptions: Counters<1>,
     deletes_pending: Gauge,
     vnis: Gauge,
     records_broken: Gauge,
@@ -116,6 +117,7 @@ impl Metrics {
             start_time: times(),
             steps: Family::new_with_constructor(times),
             pods_lost: Family::default(),
+            interruptions: Family::default(),
             deletes_pending: Gauge::default(),
             vnis: Gauge::default(),
             records_broken: Gauge::default(),
@@ -176,6 +178,11 @@ impl Metrics {
             "pods_lost",
             "Running pods that ended without being stopped",
             self.pods_lost.clone(),
+        );
+        r.register(
+            "interruptions",
+            "Notices that a running pod's spot VM is taken back, by the cloud that gave them",
+            self.interruptions.clone(),
         );
         r.register("deletes_pending", "VMs not yet confirmed gone", self.deletes_pending.clone());
         r.register("vnis_in_use", "VXLAN network ids of pods", self.vnis.clone());
@@ -333,6 +340,10 @@ impl Observer for Metrics {
 
     fn pod_lost(&self, why: &'static str) {
         self.pods_lost.get_or_create(&[("why", why)]).inc();
+    }
+
+    fn interrupted(&self, source: &'static str) {
+        self.interruptions.get_or_create(&[("source", source)]).inc();
     }
 
     fn tunnel_altered(&self, repaired: bool) {

@@ -243,7 +243,10 @@ fn details(pod: &PodStatus, report: &Report, now_ms: u64) -> String {
     let addresses: Vec<_> = pod.addresses.iter().map(ToString::to_string).collect();
     line("address", addresses.join(", "));
     let place = [&pod.instance_type, &pod.zone, &pod.price_per_hour];
-    line("type", place.into_iter().flatten().cloned().collect::<Vec<_>>().join(", "));
+    let spot = pod.spot.then(|| "spot".to_owned());
+    let place = place.into_iter().flatten().cloned().chain(spot);
+    line("type", place.collect::<Vec<_>>().join(", "));
+    line("taken back", pod.interruption.as_ref().map(ToString::to_string).unwrap_or_default());
     line("size", pod.size_reason.clone());
     line("vni", if pod.vni == 0 { String::new() } else { pod.vni.to_string() });
     line("socket", pod.socket.clone());

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Common;
 use super::desk::{Command, Desk, End, Heard, Held};
+use super::interruption;
 use super::life::Life;
 use super::liveness::{self, Hints};
 use super::phase::{Event, Phase};
@@ -185,7 +186,8 @@ impl Actor {
         let alive = liveness::watch(life, &hints);
         tokio::pin!(alive);
         let taken_up = !self.started;
-        let (mut tunnel, mut link) = (Slow::none(), Slow::none());
+        let (mut tunnel, mut link, mut notice) = (Slow::none(), Slow::none(), Slow::none());
+        notice.begin(interruption::watch(life));
         tunnel.begin(async {
             if taken_up {
                 wipe(life).await;
@@ -197,10 +199,12 @@ impl Actor {
                 biased;
                 heard = self.desk.next() => heard,
                 reason = &mut alive => {
-                    return Next::End(End::new("vm", FailureKind::Unavailable, reason));
+                    let (why, reason) = interruption::explain(life, reason);
+                    return Next::End(End::new(why, FailureKind::Unavailable, reason));
                 }
                 () = tunnel.done() => continue,
                 () = link.done() => continue,
+                () = notice.done() => continue,
             };
             match heard {
                 Heard::Shutdown => return Next::Leave,
@@ -209,7 +213,18 @@ impl Actor {
                 Heard::Command(Command::Alive(when)) => hints.alive(when),
                 Heard::Command(Command::Doubt(reason)) => hints.doubt(reason),
                 Heard::Command(Command::Held(Held::Nothing | Held::Socket)) => {
-                    link.begin(resume::link(life, vm));
+                    link.begin(async {
+                        resume::link(life, vm).await;
+                        interruption::watch(life).await;
+                    });
+                }
+                Heard::Command(Command::Held(Held::Link)) => {
+                    notice.begin(interruption::watch(life))
+                }
+                Heard::Command(Command::Interrupted(said)) => {
+                    if interruption::heard(life, said) {
+                        notice.begin(async { drop(life.save().await) });
+                    }
                 }
                 Heard::Command(command) => {
                     if let Some(end) = self.known(life, command) {

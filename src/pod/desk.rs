@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::hypervisor::{Failure, FailureKind};
+use crate::relay::api::Interruption;
 
 /// Where an answer goes.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Failure>>;
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     Ask,
     /// The agent has answered the relay, which began to ask then.
     Alive(Instant),
+    /// The VM says that its cloud takes it back.
+    Interrupted(Interruption),
     /// A list of the cloud says that the VM is no more, or, of one that is being started, that it has
     /// stopped.
     Doubt(String),

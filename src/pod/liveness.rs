@@ -9,6 +9,9 @@
 //!   (vouched for: no connection) ───┘ ◀── the relay has had an answer ── anywhere
 //! ```
 //!
+//! Of a VM that its cloud has said it takes back, three failures are enough whatever the bound, and once its
+//! time is over, one.
+//!
 //! Three times at least, since a process that itself stood still for a while has not asked at all.
 
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +22,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Options;
+use super::interruption;
 use super::life::Life;
 use super::world::{Pulse, Unready};
 
@@ -112,7 +116,8 @@ pub(crate) async fn watch(life: &Life, hints: &Hints) -> String {
         if let Some(doubt) = doubt {
             return format!("{doubt}; {unready}");
         }
-        if failures >= FAILURES && well.elapsed() >= bound {
+        let (enough, bound) = interruption::patience(life, FAILURES, bound);
+        if failures >= enough && well.elapsed() >= bound {
             return format!(
                 "the VM has not answered for {} s: {unready}",
                 well.elapsed().as_secs()

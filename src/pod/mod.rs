@@ -9,6 +9,7 @@ mod actor;
 mod desk;
 pub mod edit;
 mod ended;
+pub(crate) mod interruption;
 mod life;
 mod liveness;
 mod options;

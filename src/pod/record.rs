@@ -18,6 +18,7 @@ use peerpod_providers::{Candidate, UserData, VmRef, VmSpec};
 use peerpod_tunnel::network::PodNetwork;
 use serde::{Deserialize, Serialize};
 
+use super::interruption::Interruption;
 use super::phase::{Made, Phase};
 use super::world::Stage;
 use crate::volumes::PodVolumes;
@@ -72,6 +73,12 @@ pub struct Record {
     /// Its start failed, and nobody had asked for that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub failed_start: bool,
+    /// The VM that is made, or was, is one that its cloud may take back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spot: bool,
+    /// The cloud's word that it takes the VM back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interruption: Option<Interruption>,
     /// When CreateVM came, in milliseconds since 1970.
     pub created_ms: u64,
     /// When the phase was entered, in milliseconds since 1970.

@@ -77,6 +77,8 @@ pub(crate) fn record(sandbox: &str) -> Record {
         created_ms: 1,
         since_ms: 1,
         failed_start: false,
+        spot: false,
+        interruption: None,
         created_boot_ms: Some(1),
         #[cfg(feature = "next-version")]
         generation: VERSION,

@@ -303,9 +303,14 @@ pub trait Observer: Send + Sync + Debug {
         let _ = stage;
     }
 
-    /// A running pod is over without StopVM: `shim`, `vm`, `boot`, `superseded`, `expired`, …
+    /// A running pod is over without StopVM: `shim`, `vm`, `spot`, `boot`, `superseded`, `expired`, …
     fn pod_lost(&self, why: &'static str) {
         let _ = why;
+    }
+
+    /// The cloud has said that it takes a running pod's spot VM back: `aws`, `azure`, `gcp`, `other`.
+    fn interrupted(&self, source: &'static str) {
+        let _ = source;
     }
 
     /// A running pod's tunnel was not as it is to be; whether that was put right.

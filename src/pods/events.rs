@@ -53,6 +53,9 @@ pub(super) async fn run(
             Event::LinkUp { sandbox } => {
                 say(&pods, &sandbox, || tracing::info!(sandbox, "link up"));
             }
+            Event::Interruption { sandbox, said } => {
+                tell(&pods, &sandbox, Command::Interrupted(said));
+            }
             Event::Edit { ticket, sandbox, method, payload: Payload(payload) } => {
                 answer_edit(&pods, ticket, &sandbox, &method, payload);
             }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pod::interruption::Interruption;
 use crate::pod::phase::Phase;
 use crate::pod::record::{Broken, Moment, Record};
 use crate::pod::world::Stage;
@@ -31,6 +32,12 @@ pub struct PodStatus {
     pub zone: Option<String>,
     /// Price per hour, where one is known.
     pub price_per_hour: Option<String>,
+    /// The cloud may take the VM back.
+    #[serde(default)]
+    pub spot: bool,
+    /// The cloud's word that it takes the VM back.
+    #[serde(default)]
+    pub interruption: Option<Interruption>,
     /// Why this type.
     pub size_reason: String,
     /// VXLAN id.
@@ -69,6 +76,8 @@ impl From<&Record> for PodStatus {
             instance_type: vm.map(|v| v.instance_type.clone()),
             zone: vm.and_then(|v| v.zone.clone()),
             price_per_hour: vm.and_then(|v| v.price_per_hour.clone()),
+            spot: vm.is_some() && record.spot,
+            interruption: record.interruption.clone(),
             size_reason: record.machine.size_reason.clone(),
             vni: record.network.vni,
             socket: record.link.socket.display().to_string(),
@@ -96,6 +105,8 @@ impl From<&Broken> for PodStatus {
             instance_type: None,
             zone: None,
             price_per_hour: None,
+            spot: false,
+            interruption: None,
             size_reason: String::new(),
             vni: 0,
             socket: String::new(),

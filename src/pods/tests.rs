@@ -5,6 +5,7 @@ mod create;
 mod fakes;
 mod found;
 mod harness;
+mod interruption;
 mod mortem;
 mod place;
 mod restart;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use peerpod_tunnel::link::tls::ClientTls;
 
 pub use crate::proto::relay::{Held, Totals};
+pub use peerpod_tunnel::link::session::Interruption;
 
 /// Why the relay did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +86,13 @@ pub trait Control: Send + Sync + Debug {
     /// `Away`; `Refused` by a relay that cannot.
     async fn beat(&self, within: Duration) -> Result<Beat, ControlError>;
 
+    /// Asks the sandbox's VM to say when its cloud takes it back: [`Event::Interruption`]. VMs with a plain
+    /// link and older ones never do.
+    ///
+    /// # Errors
+    /// `Away`; `Refused` for a sandbox that is not open, and by a relay that cannot.
+    async fn watch(&self, sandbox: &str) -> Result<(), ControlError>;
+
     /// Answers [`Event::Edit`]: the request's new payload, or why the shim's call is refused.
     /// A ticket that is no longer waited for is ignored.
     ///
@@ -146,6 +154,13 @@ pub enum Event {
     LinkUp {
         /// Whose.
         sandbox: String,
+    },
+    /// The VM says that its cloud takes it back. Said again after every `Attached`.
+    Interruption {
+        /// Whose.
+        sandbox: String,
+        /// The VM's words.
+        said: Interruption,
     },
     /// A request waits for [`Control::edited`].
     Edit {

@@ -6,6 +6,8 @@
 //!    └ calls wait, at most CALL                 └ calls pass, events flow
 //! ```
 
+mod event;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status, Streaming};
 
-use super::api::{Beat, Control, ControlError, Event, Held, Payload, Totals};
+use super::api::{Beat, Control, ControlError, Event, Held, Totals};
 use super::control::{MAX_MESSAGE, STAGE, Stage};
 use crate::proto::relay as proto;
 use crate::shutdown::Tracker;
@@ -242,6 +244,14 @@ impl Control for RelayClient {
         Ok(Beat { alive: reply.alive, silent: reply.silent })
     }
 
+    async fn watch(&self, sandbox: &str) -> Result<(), ControlError> {
+        let watch = |mut api: Api| {
+            let request = proto::WatchRequest { sandbox: sandbox.to_owned() };
+            async move { api.watch(request).await }
+        };
+        self.call(CALL, watch).await.map(drop)
+    }
+
     async fn edited(
         &self,
         ticket: u64,
@@ -367,7 +377,7 @@ impl Keeper {
             };
             let Some(message) = message else { continue };
             let pending = matches!(message, to_node::Message::Pending(_));
-            if self.events.send(event(epoch, message)).await.is_err() {
+            if self.events.send(event::read(epoch, message)).await.is_err() {
                 return Err(Unread);
             }
             if pending {
@@ -397,23 +407,6 @@ fn check_version(ours: &proto::Attached, relay: &proto::HelloReply) -> Result<()
         proto::range(ours.api, ours.oldest),
     );
     Err(super::control::status(Stage::Version, message))
-}
-
-fn event(epoch: u64, message: to_node::Message) -> Event {
-    match message {
-        to_node::Message::Pending(pending) => {
-            let pending = pending.calls.into_iter().map(|c| (c.sandbox, c.method)).collect();
-            Event::Attached { epoch, pending }
-        }
-        to_node::Message::ShimGone(gone) => Event::ShimGone { sandbox: gone.sandbox },
-        to_node::Message::LinkUp(up) => Event::LinkUp { sandbox: up.sandbox },
-        to_node::Message::LinkDown(proto::LinkDown { sandbox, reason, given_up }) => {
-            Event::LinkDown { sandbox, reason, given_up }
-        }
-        to_node::Message::Edit(proto::Edit { ticket, sandbox, method, payload }) => {
-            Event::Edit { ticket, sandbox, method, payload: Payload(payload) }
-        }
-    }
 }
 
 /// The innermost cause says it best: "No such file or directory" instead of "transport error".

@@ -347,6 +347,15 @@ impl relay_server::Relay for Service {
         beat::ask_all(&self.hub, &self.desk.gate, within).await.map(Response::new)
     }
 
+    async fn watch(
+        &self,
+        request: Request<proto::WatchRequest>,
+    ) -> Result<Response<proto::WatchReply>, Status> {
+        let Some(_pass) = self.desk.gate.pass().await else { return Err(handed_over()) };
+        self.pod(&request.into_inner().sandbox)?.session.watch();
+        Ok(Response::new(proto::WatchReply {}))
+    }
+
     async fn attach(
         &self,
         request: Request<Streaming<proto::FromNode>>,

@@ -374,6 +374,7 @@ fn repeat(state: &State) -> VecDeque<Message> {
     let mut first = VecDeque::from([Message::Pending(proto::Pending { calls })]);
     for (sandbox, pod) in &state.pods {
         first.extend(pod.down().map(Message::LinkDown));
+        first.extend(pod.interruption().map(Message::Interruption));
         if state.presence.get(sandbox).is_some_and(Presence::shim_gone) {
             first.push_back(Message::ShimGone(proto::ShimGone { sandbox: sandbox.clone() }));
         }

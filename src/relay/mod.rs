@@ -58,7 +58,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
-pub use api::{Beat, Control, ControlError, Event, Held, Payload, Totals};
+pub use api::{Beat, Control, ControlError, Event, Held, Interruption, Payload, Totals};
 pub use client::RelayClient;
 pub(crate) use client::dial;
 pub use handover::TakeError;

@@ -15,6 +15,7 @@
 //! read, and a session with its streams. What is joined to a TLS connection of its own, or whose
 //! frames are read here, stays until it ends.
 
+mod interruption;
 mod moving;
 
 use std::path::PathBuf;
@@ -77,6 +78,7 @@ pub(super) struct Pod {
     /// One Connect at a time.
     connecting: tokio::sync::Mutex<()>,
     down: Mutex<Down>,
+    interruption: Mutex<interruption::Told>,
     /// Lines that its shim and its VM can cause.
     pub(super) notices: Notices,
     closed: CancellationToken,
@@ -109,6 +111,7 @@ impl Pod {
             session: Slot::default(),
             connecting: tokio::sync::Mutex::default(),
             down: Mutex::default(),
+            interruption: Mutex::default(),
             notices: Notices::new(),
             closed: CancellationToken::new(),
             accepting: Mutex::default(),

@@ -144,6 +144,7 @@ impl Realm {
             let path = bound.path().to_owned();
             let pod = Arc::new(Pod::new(told.sandbox.clone(), path, told.edit_methods));
             pod.restore(target, told.down);
+            pod.restore_watch(told.watched, told.interruption.map(|said| *said));
             self.hub.add(pod.clone());
             self.hub.restore(&told.sandbox, told.spoken, told.idle_ms);
             if told.stayed > 0 {

@@ -12,12 +12,12 @@
 //! For a hand-over the keeper parts from the connection and stands still: the session then goes to
 //! another relay, or is redialled here. While it is being redialled the shims' connections stay, and nothing of what they said is lost.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use peerpod_tunnel::link::session::{
-    Ended, Export, ExportError, Link as Session, Over, Refusal, Stream,
+    Ended, Export, ExportError, Interruption, Link as Session, Over, Refusal, Stream,
 };
 use tokio::time::{Instant, timeout};
 
@@ -25,6 +25,7 @@ use super::gate::Member;
 use super::hub::Hub;
 use super::link::{DialError, Link};
 use super::pod::{Desk, Pod};
+use crate::proto::relay as proto;
 
 /// What Connect and List call the two modes.
 pub(super) const PLAIN: &str = "plain";
@@ -58,6 +59,8 @@ pub(super) struct Slot {
     /// One is made at a time.
     making: tokio::sync::Mutex<()>,
     desk: Mutex<Option<Desk>>,
+    /// The VM is to say when its cloud takes it back.
+    watched: AtomicBool,
     /// How often the session came back from a hand-over that failed.
     returns: AtomicU64,
 }
@@ -122,9 +125,26 @@ impl Slot {
                 return Err(failed(format!("no answer within {GREETING:?}")));
             }
         }
-        *lock(&self.session) = Some(session);
-        *lock(&self.mode) = RESUMABLE;
+        self.inherit(session);
         Ok(())
+    }
+
+    /// Has the VM say when its cloud takes it back, in this session and in those to come.
+    pub(super) fn watch(&self) {
+        self.watched.store(true, Ordering::SeqCst);
+        if let Some(session) = self.session() {
+            session.watch();
+        }
+    }
+
+    /// Whether it is to.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watched.load(Ordering::SeqCst)
+    }
+
+    /// Another relay has asked for that in the session it had.
+    pub(super) fn restore_watch(&self, watched: bool) {
+        self.watched.store(watched, Ordering::SeqCst);
     }
 
     /// The session for another process; it ends here. `None` if there is none.
@@ -144,8 +164,12 @@ impl Slot {
 
     /// Has this session, which nobody keeps yet.
     pub(super) fn inherit(&self, session: Session) {
-        *lock(&self.session) = Some(session);
+        *lock(&self.session) = Some(session.clone());
         *lock(&self.mode) = RESUMABLE;
+        // After it is to be found there, so that no wish falls in between. Said twice it does no harm.
+        if self.is_watched() {
+            session.watch();
+        }
     }
 
     /// Keeps a session that was inherited.
@@ -180,6 +204,18 @@ struct Keeper {
     session: Session,
     /// Before it dials again: nothing unless connections break as soon as they stand.
     pause: Duration,
+    /// What the pod was told of the VM's being taken back.
+    told: Option<Interruption>,
+}
+
+fn tell(pod: &Pod, hub: &Hub, said: Interruption) {
+    pod.tell_interruption(hub, interruption(&pod.sandbox, said));
+}
+
+/// For the node process.
+pub(super) fn interruption(sandbox: &str, said: Interruption) -> proto::Interruption {
+    let Interruption { kind, deadline_ms, source } = said;
+    proto::Interruption { sandbox: sandbox.to_owned(), kind, deadline_ms, source }
 }
 
 /// How a keeper goes on.
@@ -198,7 +234,8 @@ async fn frozen(member: &mut Option<Member>) {
 
 impl Keeper {
     fn new(pod: &Arc<Pod>, hub: &Arc<Hub>, session: Session) -> Self {
-        Self { pod: pod.clone(), hub: hub.clone(), session, pause: Duration::ZERO }
+        let (pod, hub) = (pod.clone(), hub.clone());
+        Self { pod, hub, session, pause: Duration::ZERO, told: None }
     }
 
     /// Without a link it dials first.
@@ -297,6 +334,11 @@ impl Keeper {
                     }
                     (&mut run).await
                 }
+                said = self.session.interrupted(self.told.as_ref()) => {
+                    tell(&self.pod, &self.hub, said.clone());
+                    self.told = Some(said);
+                    continue;
+                }
                 () = self.pod.closed() => {
                     self.session.close("the pod is closed");
                     let farewell = timeout(FAREWELL, &mut run).await;
@@ -305,6 +347,10 @@ impl Keeper {
             };
             if stood {
                 *broken = Some(Instant::now());
+            }
+            // It may have come with the last bytes.
+            if let Some(said) = self.session.interruption().filter(|_| self.told.is_none()) {
+                tell(&self.pod, &self.hub, said);
             }
             return ended;
         }

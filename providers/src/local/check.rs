@@ -11,6 +11,7 @@ use crate::{Finding, InstanceType, Report};
 pub(super) fn report(settings: &Settings) -> Report {
     let mut report = Report::of_types(vec![whole_machine()]);
     report.user_data = Some(USER_DATA_LIMIT);
+    report.markets.clone_from(&settings.markets);
     report.findings.push(Finding::warning(
         NAME,
         "local isolates nothing: its VMs share this machine's kernel, files and root user; use it \

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 
+use crate::Market;
+use crate::common;
 use crate::settings::{Key, Reader, SettingsError, Values, duration};
 
 const STATE_DIR: Key = Key::plain(
@@ -42,7 +44,7 @@ const MODE: Key = Key::plain(
     "namespace",
     "what a local VM is made of; there is only namespace",
 );
-const KEYS: [Key; 6] = [STATE_DIR, CIDR, PODVM, AGENT, BOOT_DELAY, MODE];
+const KEYS: [Key; 7] = [STATE_DIR, CIDR, PODVM, AGENT, BOOT_DELAY, MODE, common::SPOT];
 
 /// The settings of this provider.
 pub fn keys() -> &'static [Key] {
@@ -62,6 +64,8 @@ pub struct Settings {
     pub agent: Vec<OsString>,
     /// How long a VM pretends to boot.
     pub boot_delay: Duration,
+    /// Markets in the order of preference. A VM is the same whatever it is.
+    pub markets: Vec<Market>,
     /// The command that runs [`super::guest_main`]; the VM's directory is its standard input.
     pub guest_program: Vec<OsString>,
 }
@@ -82,6 +86,7 @@ impl Settings {
         let state_dir = reader.parsed(&STATE_DIR, absolute);
         let cidr = reader.parsed(&CIDR, network);
         let boot_delay = reader.parsed(&BOOT_DELAY, duration);
+        let common = common::read(&mut reader, &KEYS);
         let podvm = match reader.text(&PODVM) {
             Some(_) => reader.parsed(&PODVM, absolute_command),
             None => Some(vec![beside(program, "podvm").into()]),
@@ -97,6 +102,7 @@ impl Settings {
                 podvm: podvm?,
                 agent: agent?,
                 boot_delay: boot_delay?,
+                markets: common?.markets,
                 guest_program: vec![program.into(), "local-guest".into()],
             })
         })();

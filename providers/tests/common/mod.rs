@@ -46,6 +46,7 @@ pub fn settings(dir: &Path, cidr: &str) -> Settings {
         podvm: vec![dir.join("podvm").into()],
         agent: vec![dir.join("agent").into()],
         boot_delay: Duration::ZERO,
+        markets: vec![peerpod_providers::Market::OnDemand],
         guest_program: vec![dir.join("helper").into(), "local-guest".into()],
     }
 }

@@ -99,6 +99,8 @@ fn record(
         created_ms: now,
         since_ms: now,
         failed_start: false,
+        spot: false,
+        interruption: None,
         created_boot_ms: Some(world.clock.boot_ms()),
         #[cfg(feature = "next-version")]
         generation: VERSION,

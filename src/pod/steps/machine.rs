@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use peerpod_providers::error::Advice;
 use peerpod_providers::retry::{Backoff, Policy};
-use peerpod_providers::{Candidate, Vm, VmSpec};
+use peerpod_providers::{Candidate, Market, Vm, VmSpec};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
@@ -41,7 +41,8 @@ pub(crate) async fn make(life: &Life) -> Result<Vm, StepError> {
         if since.is_some_and(|first: Instant| first.elapsed() >= WALK) {
             break;
         }
-        life.advance(Event::Attempt(number), |_| {}).await?;
+        let spot = candidate.market == Market::Spot;
+        life.advance(Event::Attempt(number), |r| r.spot = spot).await?;
         match attempt(life, &slot, &record.machine.spec, candidate).await {
             Ok(vm) => {
                 placement.worked(candidate);

@@ -88,9 +88,12 @@ impl Planner for FakePlanner {
         name: VmName,
     ) -> Result<Plan, Failure> {
         let sandbox = request.sandbox.to_string();
+        // As the test says, by the name.
+        let spot = sandbox.starts_with("spot");
+        let market = if spot { Market::Spot } else { Market::OnDemand };
         Ok(Plan {
             spec: spec(name.clone(), &sandbox, "node-1"),
-            candidates: ["a", "b"].iter().zip(0..).map(|(z, n)| candidate(n, z)).collect(),
+            candidates: ["a", "b"].iter().zip(0..).map(|(z, n)| candidate(n, z, market)).collect(),
             size_reason: "the default".to_owned(),
             edit_methods: Vec::new(),
             server_name: name.to_string(),
@@ -115,13 +118,8 @@ pub(super) fn spec(name: VmName, sandbox: &str, node: &str) -> VmSpec {
     }
 }
 
-pub(super) fn candidate(number: u32, zone: &str) -> Candidate {
-    Candidate {
-        number,
-        instance_type: "small".to_owned(),
-        zone: Some(zone.to_owned()),
-        market: Market::OnDemand,
-    }
+pub(super) fn candidate(number: u32, zone: &str, market: Market) -> Candidate {
+    Candidate { number, instance_type: "small".to_owned(), zone: Some(zone.to_owned()), market }
 }
 
 /// Counts what the daemon would show as metrics.
@@ -129,6 +127,7 @@ pub(super) fn candidate(number: u32, zone: &str) -> Candidate {
 pub(super) struct Counts {
     pub(super) failed_at: Mutex<Vec<Stage>>,
     pub(super) lost: Mutex<Vec<&'static str>>,
+    pub(super) interrupted: Mutex<Vec<&'static str>>,
     pub(super) broken: Mutex<usize>,
     pub(super) sweeps: Mutex<Vec<(Option<usize>, usize)>>,
     pub(super) errors: Mutex<Vec<(&'static str, &'static str)>>,
@@ -159,6 +158,10 @@ impl Observer for Counts {
 
     fn pod_lost(&self, why: &'static str) {
         lock(&self.lost).push(why);
+    }
+
+    fn interrupted(&self, source: &'static str) {
+        lock(&self.interrupted).push(source);
     }
 
     fn broken_records(&self, count: usize) {

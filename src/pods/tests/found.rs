@@ -1,7 +1,7 @@
 //! What seeds of the simulation (tests/sim) have found in the daemon, each as a test of its own.
 
 use peerpod_providers::fake::{self, Fault, Operation};
-use peerpod_providers::{Kind, VmName};
+use peerpod_providers::{Kind, Market, VmName};
 use tokio::time::sleep;
 
 use super::fakes::lock;
@@ -70,7 +70,7 @@ async fn another_sandboxs_vm_of_the_same_name_keeps_no_record() {
     let start = daemon.starting("s1");
     until("a create", || site.creates() > 1).await;
     let other = spec(VmName::first_form("s1", "s1"), "another", "node-1");
-    site.provider.plant(&other, &candidate(0, "a")).expect("there is room");
+    site.provider.plant(&other, &candidate(0, "a", Market::OnDemand)).expect("there is room");
     daemon.stop("s1").await.expect("stopped");
     start.await.expect("joins").expect_err("stopped");
     until("no record", || site.records.all().is_empty()).await;

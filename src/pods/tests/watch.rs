@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use peerpod_providers::fake::{Fault, Operation};
-use peerpod_providers::{VmName, tags};
+use peerpod_providers::{Market, VmName, tags};
 use peerpod_tunnel::link::wire;
 use tokio::time::{Instant, sleep};
 
@@ -212,7 +212,7 @@ fn swept() -> Site {
 
 fn plant(site: &Site, name: &str, sandbox: &str, node: &str) {
     let spec = spec(VmName::from_existing(name), sandbox, node);
-    site.provider.plant(&spec, &candidate(0, "a")).expect("planted");
+    site.provider.plant(&spec, &candidate(0, "a", Market::OnDemand)).expect("planted");
 }
 
 #[tokio::test(start_paused = true)]
@@ -235,7 +235,7 @@ async fn a_vm_without_a_record_is_deleted_when_it_is_old_enough() {
 fn plant_of(site: &Site, sandbox: &str, epoch: &str) {
     let mut spec = spec(VmName::first_form("pod", sandbox), sandbox, "node-1");
     spec.tags.insert(tags::EPOCH.to_owned(), epoch.to_owned());
-    site.provider.plant(&spec, &candidate(0, "a")).expect("planted");
+    site.provider.plant(&spec, &candidate(0, "a", Market::OnDemand)).expect("planted");
 }
 
 #[tokio::test(start_paused = true)]

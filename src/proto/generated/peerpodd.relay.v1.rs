@@ -94,6 +94,13 @@ pub struct CloseReply {
     #[prost(bool, tag = "1")]
     pub existed: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchReply {}
 /// How long the answers may take, all together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BeatRequest {
@@ -264,7 +271,7 @@ pub mod edit_reply {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ToNode {
-    #[prost(oneof = "to_node::Message", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "to_node::Message", tags = "1, 2, 3, 4, 5, 6")]
     pub message: ::core::option::Option<to_node::Message>,
 }
 /// Nested message and enum types in `ToNode`.
@@ -282,6 +289,8 @@ pub mod to_node {
         Edit(super::Edit),
         #[prost(message, tag = "5")]
         LinkUp(super::LinkUp),
+        #[prost(message, tag = "6")]
+        Interruption(super::Interruption),
     }
 }
 /// In the order in which they came.
@@ -317,6 +326,21 @@ pub struct LinkDown {
 pub struct LinkUp {
     #[prost(string, tag = "1")]
     pub sandbox: ::prost::alloc::string::String,
+}
+/// The VM says that its cloud takes it back; only the VM's word. Said again to every node process.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Interruption {
+    #[prost(string, tag = "1")]
+    pub sandbox: ::prost::alloc::string::String,
+    /// terminate, stop, hibernate, preempt
+    #[prost(string, tag = "2")]
+    pub kind: ::prost::alloc::string::String,
+    /// Not before then, in milliseconds since 1970; 0: not said.
+    #[prost(uint64, tag = "3")]
+    pub deadline_ms: u64,
+    /// aws, azure, gcp
+    #[prost(string, tag = "4")]
+    pub source: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
@@ -544,6 +568,29 @@ pub mod relay_client {
                 .insert(GrpcMethod::new("peerpodd.relay.v1.Relay", "Beat"));
             self.inner.unary(req, path, codec).await
         }
+        /// The sandbox's VM is one that its cloud may take back: ask it to tell, now and in every session to come.
+        /// Repeating it changes nothing. A VM without a session, or an older one, never tells.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRequest>,
+        ) -> std::result::Result<tonic::Response<super::WatchReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/peerpodd.relay.v1.Relay/Watch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("peerpodd.relay.v1.Relay", "Watch"));
+            self.inner.unary(req, path, codec).await
+        }
         /// One node process at a time: its standing connection. Events flow to the node; the node
         /// answers edits. Opening it makes the relay pass held hypervisor requests on again.
         pub async fn attach(
@@ -617,6 +664,12 @@ pub mod relay_server {
             &self,
             request: tonic::Request<super::BeatRequest>,
         ) -> std::result::Result<tonic::Response<super::BeatReply>, tonic::Status>;
+        /// The sandbox's VM is one that its cloud may take back: ask it to tell, now and in every session to come.
+        /// Repeating it changes nothing. A VM without a session, or an older one, never tells.
+        async fn watch(
+            &self,
+            request: tonic::Request<super::WatchRequest>,
+        ) -> std::result::Result<tonic::Response<super::WatchReply>, tonic::Status>;
         /// Server streaming response type for the Attach method.
         type AttachStream: tonic::codegen::tokio_stream::Stream<
                 Item = std::result::Result<super::ToNode, tonic::Status>,
@@ -949,6 +1002,49 @@ pub mod relay_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = BeatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/peerpodd.relay.v1.Relay/Watch" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSvc<T: Relay>(pub Arc<T>);
+                    impl<T: Relay> tonic::server::UnaryService<super::WatchRequest>
+                    for WatchSvc<T> {
+                        type Response = super::WatchReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Relay>::watch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -198,6 +198,8 @@ impl Giver {
             idle_ms,
             stayed: 0,
             down: pod.down(),
+            watched: pod.session.is_watched(),
+            interruption: pod.interruption().map(Box::new),
         }
     }
 }

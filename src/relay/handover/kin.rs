@@ -223,6 +223,11 @@ impl Kin {
                     pod.tell_up(hub);
                 }
             }
+            Say::Interruption(said) => {
+                if let Some(pod) = hub.pod(&said.sandbox) {
+                    pod.tell_interruption(hub, said);
+                }
+            }
             Say::Edit(edit) => self.ask(edit),
             other => tracing::debug!(?other, "an older relay says what is not known here"),
         }

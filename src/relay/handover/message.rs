@@ -22,7 +22,7 @@ pub(crate) fn oldest() -> u32 {
 pub(crate) struct Envelope {
     #[prost(
         oneof = "Say",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
     )]
     pub(crate) say: Option<Say>,
 }
@@ -90,6 +90,9 @@ pub(crate) enum Say {
     /// Old to new, with a shim's connection that is joined to a stream of its pod's session.
     #[prost(message, tag = "20")]
     Stream(Stream),
+    /// Old to new: of a VM whose session stayed behind.
+    #[prost(message, tag = "21")]
+    Interruption(proto::Interruption),
 }
 
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -172,6 +175,12 @@ pub(crate) struct Pod {
     pub(crate) stayed: u32,
     #[prost(message, optional, tag = "9")]
     pub(crate) down: Option<proto::LinkDown>,
+    /// The VM was asked to tell when its cloud takes it back.
+    #[prost(bool, tag = "10")]
+    pub(crate) watched: bool,
+    /// What it has told.
+    #[prost(message, optional, boxed, tag = "11")]
+    pub(crate) interruption: Option<Box<proto::Interruption>>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -128,6 +128,7 @@ fn pass_on(out: &mut bytes::BytesMut, event: Result<Message, tonic::Status>) {
         Ok(Message::LinkDown(down)) => Say::LinkDown(down),
         Ok(Message::LinkUp(up)) => Say::LinkUp(up),
         Ok(Message::Edit(edit)) => Say::Edit(edit),
+        Ok(Message::Interruption(said)) => Say::Interruption(said),
         // It counts connections itself, and has the requests.
         Ok(Message::Pending(_) | Message::ShimGone(_)) => return,
         Err(error) => return tracing::warn!(error = error.message(), "events for the successor"),

@@ -5,6 +5,7 @@ mod control;
 mod edit;
 mod handover;
 mod hypervisor;
+mod interruption;
 mod moving;
 mod session;
 mod sockets;

@@ -46,7 +46,7 @@ fn echo_stream(stream: Stream) {
 }
 
 impl SessionVm {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::with(echo_stream).await
     }
 
@@ -74,12 +74,16 @@ impl SessionVm {
         Self { address, tls: client, sessions, connections, serving }
     }
 
-    fn cut(&self) {
+    pub(super) fn cut(&self) {
         let all = std::mem::take(&mut *self.connections.lock().expect("lock"));
         all.iter().for_each(JoinHandle::abort);
     }
 
-    fn lose_sessions(&self) {
+    pub(super) fn sessions(&self) -> Arc<Sessions> {
+        self.sessions.lock().expect("lock").clone()
+    }
+
+    pub(super) fn lose_sessions(&self) {
         *self.sessions.lock().expect("lock") = Arc::new(Sessions::new("test VM, anew"));
         self.cut();
     }

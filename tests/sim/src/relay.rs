@@ -437,6 +437,11 @@ impl Control for Client {
         Ok(Beat { alive: names(alive), silent: names(silent) })
     }
 
+    /// No VM there is ever taken back with a word before.
+    async fn watch(&self, _: &str) -> Result<(), ControlError> {
+        Ok(())
+    }
+
     async fn edited(&self, _: u64, _: Result<Bytes, String>) -> Result<(), ControlError> {
         Ok(())
     }

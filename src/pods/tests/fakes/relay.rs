@@ -18,6 +18,8 @@ use crate::relay::api::{Beat, Control, ControlError, Held};
 /// The relay.
 #[derive(Debug, Default)]
 pub(in crate::pods::tests) struct FakeRelay {
+    /// Whose VMs are to say when they are taken back.
+    pub(in crate::pods::tests) watches: Mutex<Vec<String>>,
     pub(in crate::pods::tests) held: Mutex<BTreeMap<String, Socket>>,
     pub(in crate::pods::tests) edits: Mutex<Vec<(u64, Result<Bytes, String>)>>,
     pub(in crate::pods::tests) closes: Mutex<Vec<(String, String)>>,
@@ -121,6 +123,12 @@ impl Control for FakeRelay {
         let held = lock(&self.held);
         to.extend(held.iter().filter(|(_, s)| s.target.is_some()).map(|(name, _)| name.clone()));
         Ok(beat)
+    }
+
+    async fn watch(&self, sandbox: &str) -> Result<(), ControlError> {
+        self.begin("watch").await?;
+        lock(&self.watches).push(sandbox.to_owned());
+        Ok(())
     }
 
     async fn edited(
