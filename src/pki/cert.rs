@@ -21,6 +21,10 @@ const END: &str = "-----END CERTIFICATE-----";
 const CLIENT_ORGANIZATION: &str = "cloud-api-adaptor";
 /// Clocks of VMs that boot may be behind by that much.
 const BACKDATED: Duration = Duration::minutes(5);
+/// The client's begins so much before it is made. VMs look at its time: one made by a clock that was ahead
+/// would shut us out of all of them, the running ones too, once theirs is right. Nor may it be signed
+/// again for that, since upstream's forwarder knows the very certificate.
+const CLIENT_BACKDATED: Duration = Duration::days(30);
 const LIFE: Duration = Duration::days(2 * 365);
 /// A server's certificate lives in the user data of one VM, and is never renewed there.
 const SERVER_LIFE: Duration = Duration::days(365);
@@ -75,7 +79,10 @@ impl Root {
                 params
             }
             Root::Client => {
-                params(CLIENT_ORGANIZATION, ExtendedKeyUsagePurpose::ClientAuth, now, LIFE)
+                let usage = ExtendedKeyUsagePurpose::ClientAuth;
+                let mut params = params(CLIENT_ORGANIZATION, usage, now, LIFE);
+                params.not_before = now - CLIENT_BACKDATED;
+                params
             }
         }
     }

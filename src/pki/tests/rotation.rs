@@ -150,3 +150,16 @@ async fn a_client_signed_by_a_clock_that_was_ahead_is_signed_again() {
     with_cert(&client.client_cert_pem, |c| assert!(c.validity().is_valid(), "as of now"));
     shake(&client, &server(&issued)).await.expect("the key is the same, so VMs know it");
 }
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_a_day_changes_no_client_and_shuts_it_out_of_no_vm() {
+    let (dir, ahead) = (TempDir::new().expect("dir"), SystemTime::now() + DAY);
+    let (before, issued) = {
+        let pki = Pki::open(dir.path(), &automatic(), ahead).expect("open");
+        (pki.client(VM).expect("TLS"), pki.issue(VM, ahead).expect("issue"))
+    };
+    shake(&before, &server(&issued)).await.expect("the VM's clock is right already");
+    // Upstream's forwarder knows the very certificate.
+    let after = open(dir.path()).client(VM).expect("TLS");
+    assert_eq!(after.client_cert_pem, before.client_cert_pem, "not signed again");
+}
