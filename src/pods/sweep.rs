@@ -20,6 +20,7 @@ use super::{Options, Pods};
 use crate::crash::reach;
 use crate::hypervisor::chain;
 use crate::pod::phase::Phase;
+use crate::pod::world::Clock;
 use crate::pod::{Command, Pod};
 
 /// A VM that has just been made may be missing in a list for that long.
@@ -28,7 +29,7 @@ const LISTED_AFTER: Duration = Duration::from_secs(120);
 /// Sweeps until the process ends.
 pub(super) async fn run(pods: Arc<Pods>) {
     let Some(interval) = pods.common.options.sweep_interval else { return };
-    let mut sweep = Sweep::default();
+    let mut sweep = Sweep::new(pods.common.world.clock.as_ref());
     loop {
         tokio::select! {
             biased;
@@ -44,8 +45,10 @@ pub(super) async fn run(pods: Arc<Pods>) {
 }
 
 /// What one sweep remembers for the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Sweep {
+    /// When this process began, by both clocks: what the one shows that can be set, if nobody has.
+    began: (u64, u64),
     /// Since when things without a date of their own have been seen without a record.
     first_seen: BTreeMap<String, Instant>,
     /// Sandboxes of unusable records whose network is known to be gone.
@@ -55,6 +58,11 @@ struct Sweep {
 }
 
 impl Sweep {
+    fn new(clock: &dyn Clock) -> Self {
+        let began = (clock.now_ms(), clock.boot_ms());
+        Self { began, first_seen: BTreeMap::new(), cleared: BTreeSet::new(), told: BTreeSet::new() }
+    }
+
     async fn once(&mut self, pods: &Pods) {
         let world = &pods.common.world;
         // Pods as they were before the list: one that comes meanwhile cannot be on it.
@@ -137,6 +145,16 @@ impl Sweep {
         }
     }
 
+    /// By the cloud's date. A clock that was set forward makes nothing old that is young: the age counts
+    /// that is the less, by the clock as it is or as it would be without that.
+    fn age(&self, pods: &Pods, resource: &Resource) -> Option<Duration> {
+        let created = resource.created?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+        let clock = pods.common.world.clock.as_ref();
+        let untouched = self.began.0 + clock.boot_ms().saturating_sub(self.began.1);
+        let now = Duration::from_millis(clock.now_ms().min(untouched));
+        Some(now.saturating_sub(created))
+    }
+
     /// What belongs to no pod and is old enough.
     fn unowned(&mut self, pods: &Pods, known: Known<'_>, listed: Vec<Resource>) -> Vec<VmRef> {
         let mut still_seen = BTreeMap::new();
@@ -152,7 +170,7 @@ impl Sweep {
             let seen = self.first_seen.get(&key).copied().unwrap_or_else(Instant::now);
             // By the cloud's date or by our own eyes: a clock that was set back would make what the
             // cloud made before that young for as long.
-            let age = age(pods, &resource).unwrap_or_default().max(seen.elapsed());
+            let age = self.age(pods, &resource).unwrap_or_default().max(seen.elapsed());
             let vm = resource.vm;
             let youngest = found.entry((vm.name.clone(), vm.sandbox.clone())).or_insert((vm, age));
             youngest.1 = youngest.1.min(age);
@@ -191,12 +209,6 @@ impl<'a> Known<'a> {
             || (sandbox.len() >= 32 && self.sandboxes.iter().any(|s| s.starts_with(sandbox)));
         !ours || known
     }
-}
-
-fn age(pods: &Pods, resource: &Resource) -> Option<Duration> {
-    let created = resource.created?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    let now = Duration::from_millis(pods.common.world.clock.now_ms());
-    Some(now.saturating_sub(created))
 }
 
 /// One attempt; what is not gone then, the next sweep finds again.

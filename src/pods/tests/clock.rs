@@ -54,3 +54,21 @@ async fn an_unknown_vm_is_swept_in_time_though_the_clock_was_set_back() {
     sleep(seconds(600 + 2 * 300 + 60)).await;
     assert_eq!(site.provider.vms(), [], "not a day later");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_vm_stays_young_though_the_clock_was_set_forward() {
+    let mut site = Site::with(fake::Options::default());
+    site.options.sweep_interval = Some(seconds(60));
+    let daemon = site.daemon().await;
+    daemon.run("s1").await;
+    daemon.kill().await;
+    lock(&site.records.state).all.clear();
+    lock(&site.relay.held).clear();
+    let _daemon = site.daemon().await;
+    sleep(seconds(90)).await;
+    site.clock.set_by(DAY);
+    sleep(seconds(300)).await;
+    assert_eq!(site.provider.vms().len(), 1, "not a day old");
+    sleep(seconds(600)).await;
+    assert_eq!(site.provider.vms(), [], "old enough by any clock");
+}
