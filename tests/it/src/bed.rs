@@ -9,11 +9,15 @@ use nix::unistd::Pid;
 use peerpod_standin::lab::{
     Binaries, Daemon, DaemonOptions, Lab, Mode, PodNet, processes, wait_for,
 };
-use peerpod_standin::shim::{PodSpec, Profile, Shim};
+use peerpod_standin::shim::{PodSpec, Profile, Shim, ShimError};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 /// How long anything that must happen may take here.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A start under way.
+pub type Booting = JoinHandle<Result<Shim, ShimError>>;
 
 /// A lab and its daemon.
 #[derive(Debug)]
@@ -143,6 +147,46 @@ impl Bed {
         });
         let config = json!({"ociVersion": "1.2.0", "annotations": annotations});
         std::fs::write(dir.join("config.json"), config.to_string()).context("config.json")
+    }
+
+    /// A start that is under way: there is a VM, its address is on disk, and it still boots. (One whose
+    /// create has no outcome yet is waited for by design for minutes, should its VM appear late.)
+    ///
+    /// # Errors
+    /// When no VM boots.
+    pub async fn starting(&self, profile: Profile, number: u8) -> anyhow::Result<Booting> {
+        let (_net, spec) = self.pod(number).await?;
+        let (socket, sandbox) = (self.lab.dir().socket(), spec.sandbox.clone());
+        let boot = tokio::spawn(async move { Shim::boot(profile, &socket, spec).await });
+        let path = self.lab.dir().state().join("pods").join(&sandbox).join("record.json");
+        let boots = || async {
+            let record = std::fs::read(&path).unwrap_or_default();
+            let record: Value = serde_json::from_slice(&record).unwrap_or_default();
+            Ok((!record["phase"]["launching"]["made"]["known"].is_null()).then_some(()))
+        };
+        wait_for("a VM that boots", PATIENCE, boots).await?;
+        Ok(boot)
+    }
+
+    /// The first counter of that name; 0 where there is none yet.
+    ///
+    /// # Errors
+    /// When the node does not answer.
+    pub async fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let (_, text) = self.daemon.get("/metrics").await?;
+        let line = text.lines().find(|l| l.starts_with("kata_") && l.contains(name));
+        Ok(line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0))
+    }
+
+    /// Waits for two whole sweeps from now on.
+    ///
+    /// # Errors
+    /// When they do not come.
+    pub async fn two_sweeps(&self) -> anyhow::Result<()> {
+        let count = || self.metric("sweeps_total");
+        let before = count().await?;
+        let later = || async { Ok((count().await? >= before + 2.0).then_some(())) };
+        wait_for("two sweeps", PATIENCE, later).await
     }
 
     /// The directory of the only VM there is.

@@ -1,6 +1,7 @@
 //! What the integration tests share: a lab with a daemon in it, and questions about it.
 
 pub mod bed;
+pub mod clock;
 #[cfg(feature = "crash-points")]
 pub mod crash;
 pub mod load;

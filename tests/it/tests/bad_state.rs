@@ -172,7 +172,7 @@ async fn a_running_pod_whose_record_cannot_be_believed_goes_on_until_it_is_stopp
     bed.daemon.ready().await.unwrap();
     assert_eq!(bed.status(&shim.spec().sandbox).await.unwrap().unwrap()["phase"], "broken");
     // As long as the relay holds its connections its VM is not taken for nobody's.
-    two_sweeps(&bed).await;
+    bed.two_sweeps().await.unwrap();
     stream.moves(stream.seen()).await.unwrap();
     bed.vm_dir().unwrap();
     stream.finish().await.unwrap();
@@ -181,7 +181,7 @@ async fn a_running_pod_whose_record_cannot_be_believed_goes_on_until_it_is_stopp
     bed.lab.network().remove_pod(&net).unwrap();
     // Now it is: the sweep finds the VM that no record knows. What the worker's filter still has of
     // it goes with the next start of a node process.
-    let swept = || async { Ok((metric(&bed, "sweep_deleted_total").await? >= 1.0).then_some(())) };
+    let swept = || async { Ok((bed.metric("sweep_deleted_total").await? >= 1.0).then_some(())) };
     wait_for("the VM to be swept, to the end", PATIENCE, swept).await.unwrap();
     bed.daemon.kill_node().await.unwrap();
     bed.daemon.start_node(None).await.unwrap();
@@ -221,13 +221,13 @@ async fn flipped_bits_in_a_running_pods_record_end_nothing_and_lose_no_vm() {
         assert_eq!(bed.status(&other.spec().sandbox).await.unwrap().unwrap()["phase"], "running");
         stream.moves(stream.seen()).await.unwrap();
     }
-    two_sweeps(&bed).await;
+    bed.two_sweeps().await.unwrap();
     stream.moves(stream.seen()).await.unwrap();
     stream.finish().await.unwrap();
     shim.stop().await.unwrap();
     bed.lab.network().remove_pod(&net).unwrap();
     // The VM that no record knows is found once nothing hangs on it.
-    let swept = || async { Ok((metric(&bed, "sweep_deleted_total").await? >= 1.0).then_some(())) };
+    let swept = || async { Ok((bed.metric("sweep_deleted_total").await? >= 1.0).then_some(())) };
     wait_for("the VM to be swept, to the end", PATIENCE, swept).await.unwrap();
     assert!(other.agent().unwrap().check().await.unwrap());
     other.stop().await.unwrap();
@@ -236,20 +236,6 @@ async fn flipped_bits_in_a_running_pods_record_end_nothing_and_lose_no_vm() {
     bed.daemon.start_node(None).await.unwrap();
     bed.daemon.ready().await.unwrap();
     bed.end().await.unwrap();
-}
-
-async fn two_sweeps(bed: &Bed) {
-    let count = || metric(bed, "sweeps_total");
-    let before = count().await.unwrap();
-    let later = || async { Ok((count().await? >= before + 2.0).then_some(())) };
-    wait_for("two sweeps", PATIENCE, later).await.unwrap();
-}
-
-/// The first counter of that name; 0 where there is none yet.
-async fn metric(bed: &Bed, name: &str) -> anyhow::Result<f64> {
-    let (_, text) = bed.daemon.get("/metrics").await?;
-    let line = text.lines().find(|l| l.starts_with("kata_") && l.contains(name));
-    Ok(line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok()).unwrap_or(0.0))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,12 +5,10 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use peerpod_it::bed::{PATIENCE, signal};
+use peerpod_it::bed::{Booting, PATIENCE, signal};
 use peerpod_it::{Bed, Load, root};
 use peerpod_standin::lab::{DaemonOptions, Mode, wait_for};
-use peerpod_standin::shim::{Health, PodSpec, Profile, Shim};
-use serde_json::Value;
-use tokio::task::JoinHandle;
+use peerpod_standin::shim::{Health, Profile, Shim};
 
 /// How often each busy pod sends a packet of either kind, in ms.
 const PACE: u64 = 10;
@@ -18,24 +16,6 @@ const PACE: u64 = 10;
 /// VMs take a moment to boot, so that a start can be caught under way.
 fn slow(mode: Mode, arguments: &[&str]) -> DaemonOptions {
     DaemonOptions { mode, boot_delay: Duration::from_millis(800), ..Bed::options(arguments) }
-}
-
-type Booting = JoinHandle<Result<Shim, peerpod_standin::shim::ShimError>>;
-
-/// A start that is under way: there is a VM, its address is on disk, and it still boots. (One whose
-/// create has no outcome yet is waited for by design for minutes, should its VM appear late.)
-async fn starting(bed: &Bed, profile: Profile, number: u8) -> Booting {
-    let (_net, spec): (_, PodSpec) = bed.pod(number).await.unwrap();
-    let (socket, sandbox) = (bed.lab.dir().socket(), spec.sandbox.clone());
-    let boot = tokio::spawn(async move { Shim::boot(profile, &socket, spec).await });
-    let path = bed.lab.dir().state().join("pods").join(&sandbox).join("record.json");
-    let boots = || async {
-        let record = std::fs::read(&path).unwrap_or_default();
-        let record: Value = serde_json::from_slice(&record).unwrap_or_default();
-        Ok((!record["phase"]["launching"]["made"]["known"].is_null()).then_some(()))
-    };
-    wait_for("a VM that boots", PATIENCE, boots).await.unwrap();
-    boot
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -49,8 +29,8 @@ async fn the_node_first_and_nobody_notices() {
     for (number, kill) in [(10, true), (20, false)] {
         let (_net, over) = bed.boot(Profile::GoLike, number).await.unwrap();
         let boots = [
-            starting(&bed, Profile::GoLike, number + 1).await,
-            starting(&bed, Profile::RsLike, number + 2).await,
+            bed.starting(Profile::GoLike, number + 1).await.unwrap(),
+            bed.starting(Profile::RsLike, number + 2).await.unwrap(),
         ];
         let stop = tokio::spawn(over.stop());
         if kill {
@@ -88,8 +68,8 @@ async fn two_nodes_that_start_at_once_are_one_and_make_and_delete_each_vm_once()
     let mut seen = load.moves(&load.seen()).await.unwrap();
     for round in 0..4_u8 {
         let boots = [
-            starting(&bed, Profile::GoLike, 10 + 2 * round).await,
-            starting(&bed, Profile::GoLike, 11 + 2 * round).await,
+            bed.starting(Profile::GoLike, 10 + 2 * round).await.unwrap(),
+            bed.starting(Profile::GoLike, 11 + 2 * round).await.unwrap(),
         ];
         // Beside one that serves, and at the same moment as another one.
         if round % 2 == 1 {
@@ -148,7 +128,7 @@ async fn pods_end_and_the_next_one_starts(bed: &mut Bed, old: Vec<Shim>, boot: B
 async fn busy(bed: &Bed, first: u8) -> (Vec<Shim>, Booting) {
     let (_net, go) = bed.boot(Profile::GoLike, first).await.unwrap();
     let (_net, rs) = bed.boot(Profile::RsLike, first + 1).await.unwrap();
-    (vec![go, rs], starting(bed, Profile::GoLike, first + 2).await)
+    (vec![go, rs], bed.starting(Profile::GoLike, first + 2).await.unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,7 +184,7 @@ async fn a_parent_that_is_killed_is_replaced_and_nobody_notices() {
     let mut bed = Bed::with(slow(Mode::Run, &[])).await.unwrap();
     let load = Load::start(&bed, 1..=2, PACE).await.unwrap();
     let seen = load.moves(&load.seen()).await.unwrap();
-    let boot = starting(&bed, Profile::RsLike, 10).await;
+    let boot = bed.starting(Profile::RsLike, 10).await.unwrap();
     let (node, relay) = (bed.daemon.node_pid().unwrap(), bed.daemon.relay_pid().unwrap());
     bed.daemon.kill_run().await.unwrap();
     assert_eq!(bed.daemon.node_pid(), Some(node), "neither dies with its parent");
@@ -240,7 +220,7 @@ async fn run_beside_two_running_units_takes_over_and_the_pods_go_on() {
     let mut bed = Bed::with(slow(Mode::Separate, &[])).await.unwrap();
     let load = Load::start(&bed, 1..=2, PACE).await.unwrap();
     let seen = load.moves(&load.seen()).await.unwrap();
-    let boot = starting(&bed, Profile::GoLike, 10).await;
+    let boot = bed.starting(Profile::GoLike, 10).await.unwrap();
     let (node, relay) = (bed.daemon.node_pid().unwrap(), bed.daemon.relay_pid().unwrap());
     bed.daemon.start_run().await.unwrap();
     bed.daemon.node_ended().await.unwrap();

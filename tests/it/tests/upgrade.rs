@@ -6,9 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use peerpod_it::bed::PATIENCE;
 use peerpod_it::{Bed, Load, Stream, root};
-use peerpod_standin::lab::{DaemonOptions, Mode, wait_for};
+use peerpod_standin::lab::{DaemonOptions, Mode};
 use peerpod_standin::shim::{Profile, Shim, ShimError};
 use peerpodd::pod::record::VERSION;
 use serde_json::{Value, json};
@@ -43,19 +42,6 @@ fn record(bed: &Bed, sandbox: &str) -> Value {
 fn vms(bed: &Bed) -> usize {
     let entries = std::fs::read_dir(bed.lab.dir().local()).unwrap().flatten();
     entries.filter(|e| e.path().join("vm.json").exists()).count()
-}
-
-/// Waits for two whole sweeps from now on.
-async fn two_sweeps(bed: &Bed) {
-    let count = || async {
-        let (_, text) = bed.daemon.get("/metrics").await?;
-        let line = text.lines().find(|l| l.starts_with("kata_") && l.contains("sweeps_total"));
-        let number = line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok());
-        Ok::<_, anyhow::Error>(number.unwrap_or(0.0))
-    };
-    let before = count().await.unwrap();
-    let later = || async { Ok((count().await? >= before + 2.0).then_some(())) };
-    wait_for("two sweeps", PATIENCE, later).await.unwrap();
 }
 
 /// A call about a pod of the next version is refused and says why.
@@ -117,7 +103,7 @@ async fn the_next_version_and_back_keeps_every_pod() {
         refused(shim.hypervisor().stop_vm(&shim.spec().sandbox).await);
     }
     let (_net, other) = bed.boot(Profile::RsLike, 5).await.unwrap();
-    two_sweeps(&bed).await;
+    bed.two_sweeps().await.unwrap();
     assert_eq!(vms(&bed), 5, "no VM is swept");
     for (stream, before) in streams.iter().zip(before) {
         stream.moves(before).await.unwrap();
