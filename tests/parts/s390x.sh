@@ -122,16 +122,10 @@ s390x_boot() { # label, initrd, more for qemu...
 }
 
 # Puts executables into the machine, and a line for each test into its list.
-# Puts executables into the machine, and a line for each test into its list.
-s390x_put() { # directory, executables...
 s390x_put() { # directory, executables...
     local tree=$1 exe; shift
-    local tree=$1 exe; shift
-    mkdir -p "$tree/t"
     mkdir -p "$tree/t"
     for exe in "$@"; do s390x in s390x-linux-gnu-strip -o "$tree/t/$(basename "$exe" | sed -E 's/-[0-9a-f]{16}$//')" "$exe"; done
-    for exe in "$@"; do s390x in s390x-linux-gnu-strip -o "$tree/t/$(basename "$exe" | sed -E 's/-[0-9a-f]{16}$//')" "$exe"; done
-}
 }
 
 # Everything that needs a kernel, on an emulated machine.
