@@ -117,17 +117,21 @@ cat >"$root/etc/qemu-agent" <<'SH'
 until name=$(grep -ls org.qemu.guest_agent.0 /sys/class/virtio-ports/*/name); do sleep 0.2; done
 port=${name%/name}
 exec <>"/dev/${port##*/}" >&0
-while read -r line; do
-    case $line in
-    *guest-sync*) id=${line##*\"id\":}; echo "{\"return\":${id%%[!0-9]*}}" ;;
-    *guest-network-get-interfaces*)
-        mac=$(cat /sys/class/net/eth0/address)
-        ip=$(ip -4 -o address show dev eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')
-        echo "{\"return\":[{\"name\":\"odd\",\"ip-addresses\":[{\"ip-address-type\":\"ipv4\"," \
-            "\"ip-address\":\"10.0.0.1\",\"prefix\":8}]},{\"name\":\"eth0\",\"hardware-address\":\"$mac\"," \
-            "\"ip-addresses\":[{\"ip-address-type\":\"ipv4\",\"ip-address\":\"$ip\",\"prefix\":16}]}]}" ;;
-    *execute*) echo '{"error":{"class":"CommandNotFound","desc":"not here"}}' ;;
-    esac
+# There is nothing to be read until the host has opened its side.
+while :; do
+    while read -r line; do
+        case $line in
+        *guest-sync*) id=${line##*\"id\":}; echo "{\"return\":${id%%[!0-9]*}}" ;;
+        *guest-network-get-interfaces*)
+            mac=$(cat /sys/class/net/eth0/address)
+            ip=$(ip -4 -o address show dev eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')
+            echo "{\"return\":[{\"name\":\"odd\",\"ip-addresses\":[{\"ip-address-type\":\"ipv4\"," \
+                "\"ip-address\":\"10.0.0.1\",\"prefix\":8}]},{\"name\":\"eth0\",\"hardware-address\":\"$mac\"," \
+                "\"ip-addresses\":[{\"ip-address-type\":\"ipv4\",\"ip-address\":\"$ip\",\"prefix\":16}]}]}" ;;
+        *execute*) echo '{"error":{"class":"CommandNotFound","desc":"not here"}}' ;;
+        esac
+    done
+    sleep 0.2
 done
 SH
 cat >"$root/init" <<'SH'
