@@ -99,7 +99,7 @@ const AWS: Cloud = Cloud {
     names_are_unique: false,
     // Half of what is published: 2 a second, five at once.
     schedule: Schedule { per_second: 1.0, burst: 2 },
-    calls: (2.0, 2.0),
+    calls: (2.0, 1.1),
     throttle: 503,
 };
 
