@@ -189,7 +189,9 @@ mod tests {
     fn local_is_made_by_name_and_prints_it() {
         let provider = build("local", &context(), &Values::default()).expect("built");
         assert_eq!(provider.to_string(), "local");
-        assert!(keys("local").expect("keys").iter().all(|k| k.env.starts_with("LOCAL_")));
+        let shared = crate::common::SPOT.env;
+        let known = |env: &str| env.starts_with("LOCAL_") || env == shared;
+        assert!(keys("local").expect("keys").iter().all(|k| known(k.env)));
     }
 
     #[cfg(feature = "local")]
