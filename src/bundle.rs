@@ -2,6 +2,9 @@
 //! sandbox names carry too, and under CRI-O its labels. containerd writes no labels down: a sandbox's
 //! annotations are those of its CRI plugin (`internal/cri/annotations`) and what `pod_annotations` lets
 //! through. A bundle counts only if it says that it is this sandbox's and this pod's.
+//!
+//! Each runtime is asked in its own words alone: CRI-O copies a pod's own annotations into its bundle, and
+//! then the labels, where the kubelet puts the UID. containerd's word for it, there, would be the pod's.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +20,7 @@ const CONFIG_MAX: u64 = 4 << 20;
 /// Where in a sandbox's directory it lies: containerd, CRI-O.
 const CONFIG: [&str; 2] = ["config.json", "userdata/config.json"];
 
-/// Annotations of containerd and of CRI-O, in this order.
+/// Annotations of containerd and of CRI-O, in this order as well.
 const SANDBOX: [&str; 2] = ["io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID"];
 const NAMESPACE: [&str; 2] =
     ["io.kubernetes.cri.sandbox-namespace", "io.kubernetes.cri-o.Namespace"];
@@ -30,17 +33,23 @@ const LABELS: &str = "io.kubernetes.cri-o.Labels";
 struct Config {
     #[serde(default)]
     annotations: BTreeMap<String, String>,
+    /// Which runtime's: a place in each list above.
+    #[serde(skip)]
+    runtime: usize,
 }
 
 impl Config {
     fn get(&self, keys: [&str; 2]) -> Option<&str> {
-        let found = keys.iter().find_map(|key| self.annotations.get(*key));
+        let found = keys.get(self.runtime).and_then(|key| self.annotations.get(*key));
         found.map(String::as_str).filter(|text| !text.is_empty())
     }
 
     fn uid(&self) -> Option<String> {
         if let Some(uid) = self.get(UID) {
             return Some(uid.to_owned());
+        }
+        if self.runtime == 0 {
+            return None;
         }
         let labels: BTreeMap<String, serde_json::Value> =
             serde_json::from_str(self.annotations.get(LABELS)?).ok()?;
@@ -91,12 +100,15 @@ pub(crate) fn labels(
 /// The bundle and where it is.
 fn find(bundles: &[PathBuf], request: &PodRequest) -> Result<(PathBuf, Config), String> {
     let id = request.sandbox.as_str();
-    let places = bundles.iter().flat_map(|dir| CONFIG.map(|file| dir.join(id).join(file)));
+    let files = (0..).zip(CONFIG);
+    let places = bundles
+        .iter()
+        .flat_map(|dir| files.clone().map(|(runtime, file)| (runtime, dir.join(id).join(file))));
     let mut why = format!("no bundle of this sandbox in {bundles:?}");
-    for path in places {
+    for (runtime, path) in places {
         match file::read(&path, CONFIG_MAX) {
             Ok(bytes) => {
-                let config = read(&bytes, request);
+                let config = read(&bytes, runtime, request);
                 let config = config.map_err(|what| format!("{}: {what}", path.display()))?;
                 return Ok((path, config));
             }
@@ -107,8 +119,9 @@ fn find(bundles: &[PathBuf], request: &PodRequest) -> Result<(PathBuf, Config), 
     Err(why)
 }
 
-fn read(bytes: &[u8], request: &PodRequest) -> Result<Config, String> {
+fn read(bytes: &[u8], runtime: usize, request: &PodRequest) -> Result<Config, String> {
     let config: Config = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    let config = Config { runtime, ..config };
     let same = [
         ("sandbox id", config.get(SANDBOX).unwrap_or_default(), request.sandbox.as_str()),
         ("namespace", config.get(NAMESPACE).unwrap_or(&request.namespace), &request.namespace),

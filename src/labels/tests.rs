@@ -81,8 +81,10 @@ async fn containerd_writes_none_down_and_what_is_not_this_pods_does_not_count() 
     ] {
         let mut annotations = crio(&good);
         annotations[key] = value.into();
-        let why = read(dir.path(), "config.json", &annotations).await.pod.expect_err(value);
-        assert!(why.contains("s1/config.json"), "{key} {value}: {why}");
+        let dir = tempfile::tempdir().expect("dir");
+        let found = read(dir.path(), "userdata/config.json", &annotations).await;
+        let why = found.pod.expect_err(value);
+        assert!(why.contains("s1/userdata/config.json"), "{key} {value}: {why}");
     }
     let nowhere = Bundles(vec!["/nowhere".into()]).of(&request()).await;
     assert!(nowhere.get("app").expect_err("none").contains("no bundle of this sandbox"));

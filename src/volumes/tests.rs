@@ -123,6 +123,27 @@ fn the_uid_comes_from_containerds_bundle_from_crios_or_from_the_name() {
 }
 
 #[test]
+fn an_annotation_of_the_pods_own_does_not_make_it_another_one() {
+    let node = Node::new();
+    node.volume(UID, "pvc", r#"{"device":"own"}"#);
+    node.volume(OTHER, "pvc", r#"{"device":"of-another"}"#);
+    // As CRI-O writes it: its own, over them the pod's annotations, over them the labels.
+    let mut annotations = json!({
+        "io.kubernetes.cri-o.SandboxID": "s1", "io.kubernetes.cri-o.Namespace": "shop",
+        "io.kubernetes.cri-o.KubeName": "web",
+        "io.kubernetes.cri-o.Labels": json!({"io.kubernetes.pod.uid": OTHER}).to_string(),
+        "io.kubernetes.pod.uid": UID,
+    });
+    for (key, value) in containerd(OTHER).as_object().expect("an object") {
+        annotations[key] = value.clone();
+    }
+    node.bundle("crio/s1/userdata/config.json", &annotations);
+    let found = node.look().expect("found");
+    assert_eq!(found.uid.as_deref(), Some(UID));
+    assert_eq!(found.attached.iter().map(|v| &*v.disk).collect::<Vec<_>>(), ["own"]);
+}
+
+#[test]
 fn a_bundle_that_is_not_this_sandboxs_is_not_believed() {
     for (key, value) in [
         ("io.kubernetes.cri.sandbox-id", "s2"),
