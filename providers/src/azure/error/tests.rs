@@ -14,6 +14,9 @@ fn each_code_is_what_the_table_says() {
     for (status, code, wanted) in [
         (404, "ResourceNotFound", Kind::NotFound),
         (404, "NotFound", Kind::NotFound),
+        (401, "", Kind::Denied),
+        (403, "Unheard", Kind::Denied),
+        (409, "skunotavailable", Kind::Capacity),
         (401, "ExpiredAuthenticationToken", Kind::Denied),
         (403, "AuthorizationFailed", Kind::Denied),
         (403, "LinkedAuthorizationFailed", Kind::Denied),
@@ -48,6 +51,8 @@ fn each_code_is_what_the_table_says() {
 fn only_the_cores_quota_is_known_by_its_text() {
     let text = "results in exceeding approved standardDCASv5Family Cores quota";
     assert_eq!(kind(409, "OperationNotAllowed", text), Kind::Quota);
+    let limit = "Operation could not be completed as it results in exceeding the Core Limit";
+    assert_eq!(kind(409, "OperationNotAllowed", limit), Kind::Quota);
     assert_eq!(kind(409, "OperationNotAllowed", "the VM is busy"), Kind::Other);
     assert_eq!(kind(409, "Conflict", text), Kind::Other);
 }
@@ -57,6 +62,23 @@ fn a_vague_code_gives_way_to_what_stands_below_it() {
     let body = json!({"error": {"code": "DeploymentFailed", "message": "at least one",
         "details": [{"code": "SkuNotAvailable", "message": "no"}]}});
     assert_eq!(Refusal::inside(&body).kind(), Kind::Capacity);
+    let body = json!({"error": {"code": "QuotaExceeded", "message": "cores",
+        "details": [{"code": "SkuNotAvailable", "message": "no"}]}});
+    assert_eq!(Refusal::inside(&body).kind(), Kind::Quota, "a code that says something stays");
+}
+
+#[test]
+fn a_throttle_keeps_its_time_and_words_stay_short() {
+    let after = Some(Duration::from_secs(7));
+    for (status, code) in [(429, ""), (409, "TooManyRequests")] {
+        let refusal = Refusal { status, code: code.to_owned(), after, ..Refusal::default() };
+        assert_eq!(refusal.kind(), Kind::Throttled(after), "{status} {code}");
+    }
+    let long = Refusal { status: 500, message: "x".repeat(9000), ..Refusal::default() };
+    assert!(long.error("create", "VM x").message.len() < 700);
+    let code = "ExpiredAuthenticationToken".to_owned();
+    let expired = Refusal { status: 401, code, ..Refusal::default() };
+    assert!(expired.error("list", "VMs").message.contains("a clock that is wrong"));
 }
 
 #[test]

@@ -47,6 +47,32 @@ fn the_guides_keys_are_enough_and_the_defaults_its_own() {
 }
 
 #[test]
+fn what_is_given_arrives_where_it_belongs() {
+    let nsg = format!("{}/Microsoft.Network/networkSecurityGroups/pods", group());
+    let all = [
+        ("securitygroupid", nsg.as_str()),
+        ("instance-sizes", "Standard_D2s_v5,Standard_D4s_v5"),
+        ("zone", "1,2"),
+        ("ssh-username", "core"),
+        ("enable-secure-boot", "true"),
+        ("disable-cvm", "false"),
+        ("clientid", SUBSCRIPTION_ID),
+        ("azure-arm-endpoint", "https://management.azure.example"),
+        ("azure-authority-host", "https://login.azure.example"),
+    ];
+    let settings = read(&all).expect("fine");
+    assert_eq!(settings.nsg.as_deref(), Some(nsg.as_str()));
+    assert_eq!(settings.sizes, ["Standard_D2s_v5", "Standard_D4s_v5"]);
+    assert_eq!(settings.zones, ["1", "2"]);
+    assert_eq!(settings.ssh_user, "core");
+    assert!(settings.secure_boot && !settings.common.disable_cvm);
+    assert_eq!(settings.identity, Identity::Managed { client: Some(SUBSCRIPTION_ID.to_owned()) });
+    assert_eq!(settings.arm, "https://management.azure.example");
+    assert_eq!(settings.authority, "https://login.azure.example");
+    assert!(settings.image.ends_with("/images/podvm/versions/1.0.0"), "{}", settings.image);
+}
+
+#[test]
 fn all_that_is_missing_is_named_at_once_and_a_placeholder_is_missing() {
     let values: Values = [("region", "<azure_region>")].into_iter().collect();
     let error = Settings::from_values(&values, &BTreeMap::new()).expect_err("missing").to_string();
