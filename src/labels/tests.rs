@@ -6,23 +6,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::request::SandboxId;
+use crate::pod::samples;
 
 fn request() -> PodRequest {
-    PodRequest {
-        sandbox: SandboxId::parse("s1").expect("id"),
-        pod: "web".to_owned(),
-        namespace: "shop".to_owned(),
-        pod_uid: None,
-        netns: "/run/netns/x".into(),
-        machine_type: None,
-        image: None,
-        vcpus: None,
-        memory_mib: None,
-        gpus: 0,
-        gpu_model: None,
-        initdata: None,
-    }
+    samples::request("s1")
 }
 
 /// As CRI-O leaves it for a sandbox of a kubelet's.

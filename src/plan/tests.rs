@@ -11,7 +11,7 @@ use podvm::initdata::Initdata;
 
 use super::*;
 use crate::labels::label;
-use crate::request::SandboxId;
+use crate::pod::samples;
 
 fn network() -> PodNetwork {
     PodNetwork {
@@ -33,20 +33,7 @@ fn network() -> PodNetwork {
 }
 
 fn request() -> PodRequest {
-    PodRequest {
-        sandbox: SandboxId::parse(&"0123456789abcdef".repeat(4)).expect("id"),
-        pod: "web-0".to_owned(),
-        namespace: "shop".to_owned(),
-        pod_uid: None,
-        netns: "/run/netns/x".into(),
-        machine_type: None,
-        image: None,
-        vcpus: None,
-        memory_mib: None,
-        gpus: 0,
-        gpu_model: None,
-        initdata: None,
-    }
+    PodRequest { pod: "web-0".to_owned(), ..samples::request(&"0123456789abcdef".repeat(4)) }
 }
 
 fn issued() -> Issued {

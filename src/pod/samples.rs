@@ -5,6 +5,7 @@ use peerpod_tunnel::network::{MacText, PodNetwork};
 
 use super::phase::Phase;
 use super::record::{LinkPart, Machine, NetworkPart, PodIdentity, Record, VERSION};
+use crate::request::{PodRequest, SandboxId};
 use crate::volumes::PodVolumes;
 
 pub(crate) fn network() -> PodNetwork {
@@ -18,6 +19,24 @@ pub(crate) fn network() -> PodNetwork {
         worker: vec!["192.168.0.10/24".parse().expect("an address")],
         underlay_mtu: 1500,
         dedicated: false,
+    }
+}
+
+/// A request with nothing but what every one has.
+pub(crate) fn request(sandbox: &str) -> PodRequest {
+    PodRequest {
+        sandbox: SandboxId::parse(sandbox).expect("id"),
+        pod: "web".to_owned(),
+        namespace: "shop".to_owned(),
+        pod_uid: None,
+        netns: "/run/netns/x".into(),
+        machine_type: None,
+        image: None,
+        vcpus: None,
+        memory_mib: None,
+        gpus: 0,
+        gpu_model: None,
+        initdata: None,
     }
 }
 

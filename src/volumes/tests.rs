@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::*;
-use crate::request::SandboxId;
+use crate::pod::samples;
 
 const UID: &str = "11111111-2222-3333-4444-555555555555";
 const OTHER: &str = "99999999-2222-3333-4444-555555555555";
@@ -63,20 +63,7 @@ fn containerd(uid: &str) -> serde_json::Value {
 }
 
 fn request() -> PodRequest {
-    PodRequest {
-        sandbox: SandboxId::parse("s1").expect("id"),
-        pod: "web".to_owned(),
-        namespace: "shop".to_owned(),
-        pod_uid: None,
-        netns: "/run/netns/x".into(),
-        machine_type: None,
-        image: None,
-        vcpus: None,
-        memory_mib: None,
-        gpus: 0,
-        gpu_model: None,
-        initdata: None,
-    }
+    samples::request("s1")
 }
 
 #[test]
