@@ -192,17 +192,7 @@ impl Settings {
         warnings.extend(warning);
         let (vol, image_id, root, common) = (vol?, image_id?, root?, common?);
         warnings.extend(common.warnings);
-        let image = match image_id {
-            Some(image) => {
-                if values.given(&VOL).is_some_and(|vol| vol != image) {
-                    warnings.push(format!(
-                        "LIBVIRT_IMAGE_ID {image:?} wins over LIBVIRT_VOL_NAME {vol:?}"
-                    ));
-                }
-                image
-            }
-            None => vol,
-        };
+        let image = image(values, vol, image_id, warnings);
         let disk_gib = disk(values, root, common.disk_gib, warnings);
         Some(Self {
             uri,
@@ -222,6 +212,20 @@ impl Settings {
             warnings: Vec::new(),
         })
     }
+}
+
+/// LIBVIRT_IMAGE_ID is what image jobs write.
+fn image(
+    values: &Values,
+    vol: String,
+    image_id: Option<String>,
+    warnings: &mut Vec<String>,
+) -> String {
+    let Some(image) = image_id else { return vol };
+    if values.given(&VOL).is_some_and(|vol| vol != image) {
+        warnings.push(format!("LIBVIRT_IMAGE_ID {image:?} wins over LIBVIRT_VOL_NAME {vol:?}"));
+    }
+    image
 }
 
 /// ROOT_VOLUME_SIZE is what the guide has, LIBVIRT_ROOT_DISK_SIZE what upstream reads.
