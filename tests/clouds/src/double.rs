@@ -1,9 +1,13 @@
 //! A provider with its double, as the conformance suite wants them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use peerpod_providers::conformance::{Double, Injection, Operation};
-use peerpod_providers::{Candidate, Kind, Provider, Report, UserDataLimit, VmRef, Volume};
+use anyhow::ensure;
+use peerpod_providers::conformance::{self, Double, Injection, Operation, Outcome};
+use peerpod_providers::{
+    Candidate, Deletion, Kind, Provider, Report, UserDataLimit, VmRef, Volume,
+};
 use serde_json::{Value, json};
 
 use crate::Server;
@@ -12,7 +16,7 @@ use crate::Server;
 #[derive(Debug)]
 pub struct CloudDouble {
     /// The provider under test.
-    pub provider: Box<dyn Provider>,
+    pub provider: Arc<dyn Provider>,
     /// What it speaks to.
     pub server: Server,
     /// What its check said.
@@ -31,6 +35,45 @@ pub struct CloudDouble {
 
 /// Installation id of all doubles' providers.
 pub const INSTALLATION: &str = "conformance";
+
+/// Puts a provider to every row, and prints what came of each as `tests/run conformance` reads it.
+///
+/// # Errors
+/// The rows that are broken or were not tested.
+pub async fn keep_all(cloud: &str, double: &dyn Double) -> anyhow::Result<()> {
+    let mut broken = Vec::new();
+    for (row, outcome) in conformance::check(double).await {
+        let words = match outcome {
+            Ok(Outcome::Kept) => "kept".to_owned(),
+            Ok(Outcome::Exempt(why)) => format!("exempt: {why}"),
+            Ok(Outcome::Untested) => {
+                broken.push(format!("{row}: untested"));
+                "untested".to_owned()
+            }
+            Err(e) => {
+                broken.push(format!("{row}: {e}"));
+                "broken".to_owned()
+            }
+        };
+        println!("conformance\t{cloud}\t{row}\t{words}");
+    }
+    ensure!(broken.is_empty(), "{broken:#?}");
+    Ok(())
+}
+
+/// Deletes a VM, again and again until it is gone.
+///
+/// # Errors
+/// The provider's, or that it does not go.
+pub async fn delete(provider: &dyn Provider, vm: &VmRef) -> anyhow::Result<()> {
+    for _ in 0..200 {
+        if provider.delete(vm).await? == Deletion::Gone {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    anyhow::bail!("not gone")
+}
 
 impl Double for CloudDouble {
     fn provider(&self) -> &dyn Provider {

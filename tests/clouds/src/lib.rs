@@ -14,7 +14,7 @@ mod libvirtd;
 pub mod pods;
 mod server;
 
-pub use double::{CloudDouble, INSTALLATION};
+pub use double::{CloudDouble, INSTALLATION, delete, keep_all};
 #[cfg(feature = "libvirt")]
 pub use libvirtd::{Leases, Libvirtd};
 pub use server::{Called, Server, Tagged};

@@ -115,6 +115,18 @@ impl Server {
         self.get("violations")
     }
 
+    /// Nothing was refused by the cloud's model, and nothing is left that costs money.
+    ///
+    /// # Errors
+    /// What is not so.
+    pub fn clean(&self) -> anyhow::Result<()> {
+        let violations = self.violations()?;
+        ensure!(violations.is_empty(), "{violations:#?}");
+        let left = self.resources()?;
+        ensure!(left.values().sum::<u64>() == 0, "{left:?}");
+        Ok(())
+    }
+
     /// How much there is of what costs money, by kind.
     ///
     /// # Errors

@@ -85,7 +85,7 @@ async fn what_could_not_be_looked_at_is_a_warning() -> anyhow::Result<()> {
     }
     ensure!(setup.server.resources()?.get("vm") == Some(&1), "a check changes nothing");
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -117,7 +117,7 @@ async fn what_is_not_set_is_this_machines_own() -> anyhow::Result<()> {
     let at = Candidate { zone: Some("us-east-1b".to_owned()), ..candidate() };
     setup.provider.create(&spec, &at).await?;
     setup.delete(&spec).await?;
-    setup.clean()?;
+    setup.server.clean()?;
     setup.server.reset()?;
     let chain = [("aws-access-key-id", ""), ("aws-secret-key", "")];
     let values = values(setup.server.url(), &setup.server.facts()?, &chain);

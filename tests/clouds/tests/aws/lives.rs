@@ -39,7 +39,7 @@ async fn parts_that_outlive_their_vm_are_listed_and_deleted() -> anyhow::Result<
         "{kinds:?}"
     );
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,7 +76,7 @@ async fn a_replay_after_changed_settings_sends_the_same_plan() -> anyhow::Result
     let error = moved.create(&spec, &candidate()).await.expect_err("another region");
     ensure!(error.kind == Kind::Invalid && error.message.contains("AWS_REGION"), "{error}");
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -91,7 +91,7 @@ async fn the_token_of_a_vm_that_is_over_leads_to_the_next_candidate() -> anyhow:
     let next = Candidate { number: 1, ..candidate() };
     setup.provider.create(&spec, &next).await?;
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -126,7 +126,7 @@ async fn a_hundred_at_once_are_a_call_each_and_their_deletes_a_few() -> anyhow::
     let calls = setup.server.calls()?.len() - before;
     println!("aws: 100 deletes, one of them by its tag: {calls} calls");
     ensure!(calls < 30, "{calls} calls");
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +143,7 @@ async fn a_create_that_is_dropped_on_its_way_is_waited_for() -> anyhow::Result<(
         ensure!(left.is_err(), "{left:?}");
         setup.delete(&spec).await?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -189,7 +189,7 @@ async fn confidential_spot_and_public_vms_are_asked_for_as_the_model_has_it() ->
     for spec in &specs {
         setup.delete(spec).await?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,7 +205,7 @@ async fn a_launch_template_decides_what_it_is_for() -> anyhow::Result<()> {
     let at = Candidate { zone: None, ..candidate() };
     setup.provider.create(&spec, &at).await?;
     setup.delete(&spec).await?;
-    setup.clean()?;
+    setup.server.clean()?;
     let rows = [
         (json!({"imageId": null}), "an image"),
         (json!({"instanceType": null}), "an instance type"),
@@ -236,7 +236,7 @@ async fn an_image_of_the_pods_own_has_a_disk_of_its_own_size() -> anyhow::Result
     }
     setup.delete(&first).await?;
     setup.delete(&second).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,7 +266,7 @@ async fn volumes_are_attached_where_they_are_and_left_when_their_vm_goes() -> an
         let error = setup.fails(&missing).await;
         ensure!(error.kind == Kind::Invalid && error.message.contains(says), "{error}");
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,5 +286,5 @@ async fn last_words_are_those_of_the_sandboxs_own_vm() -> anyhow::Result<()> {
     let foreign = VmRef { native_id: Some(vm.native_id), ..reference(&other) };
     ensure!(setup.provider.console(&foreign).await?.is_none(), "somebody else's console");
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }

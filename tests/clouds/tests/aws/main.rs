@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use futures_util::future::join_all;
-use peerpod_clouds::{CloudDouble, INSTALLATION, Server};
-use peerpod_providers::conformance::{self, Outcome};
+use peerpod_clouds::{CloudDouble, INSTALLATION, Server, delete, keep_all};
 use peerpod_providers::registry::{self, Context};
 use peerpod_providers::report::State;
 use peerpod_providers::settings::Values;
@@ -116,21 +115,7 @@ impl Setup {
     }
 
     async fn delete(&self, spec: &VmSpec) -> anyhow::Result<()> {
-        for _ in 0..200 {
-            if self.provider.delete(&reference(spec)).await? == Deletion::Gone {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        anyhow::bail!("not gone")
-    }
-
-    fn clean(&self) -> anyhow::Result<()> {
-        let violations = self.server.violations()?;
-        ensure!(violations.is_empty(), "{violations:#?}");
-        let left: u64 = self.server.resources()?.values().sum();
-        ensure!(left == 0, "{:?}", self.server.resources()?);
-        Ok(())
+        delete(self.provider.as_ref(), &reference(spec)).await
     }
 
     async fn fails(&self, spec: &VmSpec) -> Error {
@@ -150,7 +135,7 @@ async fn all_rows_are_kept() -> anyhow::Result<()> {
     let Setup { server, facts, provider } = setup(&[])?;
     let report = provider.check().await?;
     let double = CloudDouble {
-        provider: Box::new(Shared(provider)),
+        provider,
         report,
         candidate: candidate(),
         page: 3,
@@ -159,52 +144,6 @@ async fn all_rows_are_kept() -> anyhow::Result<()> {
         unsaid: &[],
         server,
     };
-    let mut broken = Vec::new();
-    for (row, outcome) in conformance::check(&double).await {
-        match outcome {
-            Ok(Outcome::Kept) => println!("conformance\taws\t{row}\tkept"),
-            Ok(Outcome::Exempt(why)) => println!("conformance\taws\t{row}\texempt: {why}"),
-            Ok(Outcome::Untested) => broken.push(format!("{row}: untested")),
-            Err(e) => broken.push(format!("{row}: {e}")),
-        }
-    }
-    ensure!(broken.is_empty(), "{broken:#?}");
-    let violations = double.server.violations()?;
-    ensure!(violations.is_empty(), "{violations:#?}");
-    let left = double.server.resources()?;
-    ensure!(left.values().sum::<u64>() == 0, "{left:?}");
-    Ok(())
-}
-
-/// The registry gives a shared provider, the rows want one of their own.
-#[derive(Debug)]
-struct Shared(std::sync::Arc<dyn Provider>);
-
-impl std::fmt::Display for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-#[async_trait::async_trait]
-impl Provider for Shared {
-    async fn check(&self) -> Result<Report, Error> {
-        self.0.check().await
-    }
-
-    async fn create(
-        &self,
-        spec: &VmSpec,
-        candidate: &Candidate,
-    ) -> Result<peerpod_providers::Vm, Error> {
-        self.0.create(spec, candidate).await
-    }
-
-    async fn delete(&self, vm: &VmRef) -> Result<Deletion, Error> {
-        self.0.delete(vm).await
-    }
-
-    async fn list(&self) -> Result<Vec<peerpod_providers::Resource>, Error> {
-        self.0.list().await
-    }
+    keep_all("aws", &double).await?;
+    double.server.clean()
 }

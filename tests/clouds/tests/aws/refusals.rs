@@ -36,7 +36,7 @@ async fn each_code_arrives_as_its_kind() -> anyhow::Result<()> {
         ensure!(error.kind == kind, "{code} is {error}");
         ensure!(error.message.contains(code) && !error.message.contains("request \"\""), "{error}");
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +60,7 @@ async fn what_is_no_answer_of_ec2s_is_unavailable() -> anyhow::Result<()> {
         ensure!(setup.provider.list().await?.len() == 1, "one VM");
     }
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +78,7 @@ async fn an_empty_page_is_not_the_last_one() -> anyhow::Result<()> {
     for spec in &specs {
         setup.delete(spec).await?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +103,7 @@ async fn a_throttle_by_the_account_loses_nothing() -> anyhow::Result<()> {
     for n in 0..6 {
         setup.delete(&spec(&report, n)).await?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[derive(Clone, Default)]
@@ -143,5 +143,5 @@ async fn no_level_of_the_log_shows_user_data_or_keys() -> anyhow::Result<()> {
         let shown: String = shown.unwrap_or_default().chars().take(300).collect();
         ensure!(shown.is_empty(), "{secret:?} shows: {shown}");
     }
-    setup.clean()
+    setup.server.clean()
 }

@@ -12,7 +12,7 @@ async fn parts_that_the_cascade_leaves_are_found_and_deleted() -> anyhow::Result
         let vm = setup.provider.create(&spec, &candidate()).await?;
         ensure!(vm.addresses[0].to_string().starts_with("192.0.2."), "{vm:?}");
         setup.delete(&spec).await?;
-        setup.clean()?;
+        setup.server.clean()?;
     }
     Ok(())
 }
@@ -34,7 +34,7 @@ async fn an_operation_is_waited_for_as_azure_says() -> anyhow::Result<()> {
         ensure!(looks_at_vm.by_ref().count() == 1, "the VM itself was polled");
         setup.server.set(&json!({"retry_after": "0"}))?;
         setup.delete(&spec).await?;
-        setup.clean()?;
+        setup.server.clean()?;
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ async fn a_replay_after_changed_settings_sends_the_same_plan() -> anyhow::Result
         ensure!(error.kind == Kind::Invalid && error.message.contains("template"), "{error}");
     }
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,7 +95,7 @@ async fn a_hundred_at_once_stay_within_what_each_vm_may_be_asked() -> anyhow::Re
     let all = setup.server.calls()?;
     let lists = all.iter().filter(|c| c.operation == "delete" && c.name.is_empty());
     println!("azure: 100 deletes: {} calls that are no VM's", lists.count());
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,7 +124,7 @@ async fn spot_and_ordinary_vms_are_asked_for_as_the_model_has_it() -> anyhow::Re
     };
     setup.provider.create(&spec, &at).await?;
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +139,7 @@ async fn last_words_are_read_without_showing_a_token_to_others() -> anyhow::Resu
     ensure!(setup.provider.console(&foreign).await?.is_none(), "somebody else's console");
     ensure!(setup.provider.console(&reference(&other)).await?.is_none(), "nobody's console");
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,11 +182,11 @@ async fn a_failed_vm_of_a_dead_daemon_is_taken_away_and_speaks_for_its_own_candi
         let at = Candidate { number: 1, instance_type: size.to_owned(), ..candidate() };
         let error = heir.create(&spec, &at).await.expect_err("it had failed");
         ensure!(error.kind == kind, "{size}: {error}");
-        setup.clean()?;
+        setup.server.clean()?;
         let vm = heir.create(&spec, &at).await?;
         ensure!(vm.instance_type == size, "{vm:?}");
         setup.delete(&spec).await?;
-        setup.clean()?;
+        setup.server.clean()?;
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ async fn what_azure_refuses_arrives_as_what_it_is_and_leaves_nothing() -> anyhow
         let error = setup.fails(&spec).await;
         ensure!(error.kind == kind, "{code} as an answer is {error}");
         // A failed create has taken its own left-overs away.
-        setup.clean()?;
+        setup.server.clean()?;
     }
     Ok(())
 }
@@ -62,7 +62,7 @@ async fn what_is_no_answer_of_azures_is_unavailable() -> anyhow::Result<()> {
         setup.provider.create(&spec, &candidate()).await?;
         setup.delete(&spec).await?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 /// A server that gives tokens and fails is not credentials that are refused.
@@ -103,5 +103,5 @@ async fn a_throttle_of_one_vm_is_told_with_its_time_and_loses_nothing() -> anyho
             break;
         }
     }
-    setup.clean()
+    setup.server.clean()
 }

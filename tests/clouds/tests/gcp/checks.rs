@@ -74,7 +74,7 @@ async fn a_check_finds_what_is_wrong() -> anyhow::Result<()> {
         let found =
             report.in_state(*state).find(|f| f.subject == *subject && f.to_string().contains(says));
         found.with_context(|| format!("{subject} {says}: {:#?}", report.findings))?;
-        setup.clean()?;
+        setup.server.clean()?;
     }
     Ok(())
 }
@@ -104,5 +104,5 @@ async fn a_tag_must_exist_and_a_look_that_is_refused_is_no_problem() -> anyhow::
     let spec = spec(&report, 0);
     setup.provider.create(&spec, &candidate()).await?;
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }

@@ -19,7 +19,7 @@ async fn a_list_without_a_zone_is_none_and_an_empty_page_is_not_the_last() -> an
     for spec in &specs {
         setup.delete(spec).await?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,7 +39,7 @@ async fn a_vm_costs_four_calls_and_its_whole_sandbox_id_comes_back() -> anyhow::
     let calls = setup.server.calls()?.len() - before - lists;
     ensure!(calls == 4, "{calls} calls");
     ensure!(setup.provider.delete(&known).await? == Deletion::Gone, "not gone");
-    setup.clean()
+    setup.server.clean()
 }
 
 /// Three calls and looks at operations, which are counted apart; a delete that fails is no end.
@@ -59,7 +59,7 @@ async fn a_delete_is_over_when_its_operation_is_and_asked_for_again_when_that_fa
         let made: Vec<_> =
             all.iter().skip(before).filter(|c| !c.path.contains("/operations/")).collect();
         ensure!(made.len() == calls, "{error:?}: {made:#?}");
-        setup.clean()?;
+        setup.server.clean()?;
     }
     Ok(())
 }
@@ -91,7 +91,7 @@ async fn a_hundred_at_once_cost_three_calls_each() -> anyhow::Result<()> {
     for gone in join_all(refs.iter().map(|vm| setup.delete_ref(vm))).await {
         gone?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,7 +106,7 @@ async fn an_operation_is_waited_for_and_nothing_is_polled() -> anyhow::Result<()
     let of = |part: &str| calls.iter().skip(before).filter(|c| c.path.ends_with(part)).count();
     ensure!((of("/wait"), calls.len() - before) == (4, 6), "{calls:#?}");
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,7 +138,7 @@ async fn spot_public_and_gpu_vms_are_asked_for_as_the_model_has_it() -> anyhow::
         ensure!(vm.addresses[0].to_string().starts_with("203.0.113."), "{vm:?}");
         setup.delete(&spec).await?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +154,7 @@ async fn last_words_are_the_vms_own_and_only_the_last() -> anyhow::Result<()> {
     let foreign = VmRef { sandbox: "f".repeat(64), ..reference(&spec) };
     ensure!(setup.provider.console(&foreign).await?.is_none(), "somebody else's console");
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,7 +180,7 @@ async fn a_replay_after_changed_settings_sends_the_same_plan() -> anyhow::Result
     ensure!(listed.len() == 1 && listed[0].vm.native_id.as_ref() == Some(&vm.native_id), "listed");
     let heir = Setup { server: setup.server, provider: heir };
     heir.delete_ref(&listed[0].vm).await?;
-    heir.clean()
+    heir.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -218,14 +218,14 @@ async fn what_a_dead_daemon_has_left_is_taken_away_and_nobody_elses() -> anyhow:
     setup.server.set(&json!({"left": [ZONE, name, spec.sandbox]}))?;
     let error = setup.fails(&spec).await;
     ensure!(error.kind == Kind::Unavailable, "a disk in the way: {error}");
-    setup.clean()?;
+    setup.server.clean()?;
     setup.provider.create(&spec, &candidate()).await?;
     setup.server.set(&json!({"stopped": name}))?;
     let seen = setup.provider.list().await?;
     ensure!(seen[0].kind == ResourceKind::Vm && seen[0].running == Some(false), "{seen:?}");
     let error = setup.provider.create(&spec, &next).await.expect_err("it has stopped");
     ensure!(error.kind == Kind::Unavailable && error.message.contains("TERMINATED"), "{error}");
-    setup.clean()?;
+    setup.server.clean()?;
     setup.provider.create(&spec, &next).await?;
     setup.delete(&spec).await?;
     setup.server.set(&json!({"left": [ZONE, name, other]}))?;

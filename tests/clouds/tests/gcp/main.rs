@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use futures_util::future::join_all;
-use peerpod_clouds::{CloudDouble, INSTALLATION, Server};
-use peerpod_providers::conformance::{self, Outcome};
+use peerpod_clouds::{CloudDouble, INSTALLATION, Server, delete, keep_all};
 use peerpod_providers::registry::{self, Context};
 use peerpod_providers::report::State;
 use peerpod_providers::settings::Values;
@@ -109,21 +108,7 @@ impl Setup {
     }
 
     async fn delete_ref(&self, vm: &VmRef) -> anyhow::Result<()> {
-        for _ in 0..200 {
-            if self.provider.delete(vm).await? == Deletion::Gone {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        anyhow::bail!("not gone")
-    }
-
-    fn clean(&self) -> anyhow::Result<()> {
-        let violations = self.server.violations()?;
-        ensure!(violations.is_empty(), "{violations:#?}");
-        let left = self.server.resources()?;
-        ensure!(left.values().sum::<u64>() == 0, "{left:?}");
-        Ok(())
+        delete(self.provider.as_ref(), vm).await
     }
 
     async fn fails(&self, spec: &VmSpec) -> Error {
@@ -142,7 +127,7 @@ async fn all_rows_are_kept() -> anyhow::Result<()> {
     let Setup { server, provider } = setup(&[])?;
     let report = provider.check().await?;
     let double = CloudDouble {
-        provider: Box::new(Shared(provider)),
+        provider,
         server,
         report,
         candidate: candidate(),
@@ -151,47 +136,8 @@ async fn all_rows_are_kept() -> anyhow::Result<()> {
         exempt: &[],
         unsaid: &[],
     };
-    let mut broken = Vec::new();
-    for (row, outcome) in conformance::check(&double).await {
-        match outcome {
-            Ok(Outcome::Kept) => println!("conformance\tgcp\t{row}\tkept"),
-            Ok(Outcome::Exempt(why)) => println!("conformance\tgcp\t{row}\texempt: {why}"),
-            Ok(Outcome::Untested) => broken.push(format!("{row}: untested")),
-            Err(e) => broken.push(format!("{row}: {e}")),
-        }
-    }
-    ensure!(broken.is_empty(), "{broken:#?}");
-    let violations = double.server.violations()?;
-    ensure!(violations.is_empty(), "{violations:#?}");
-    let left = double.server.resources()?;
-    ensure!(left.values().sum::<u64>() == 0, "{left:?}");
-    Ok(())
-}
-
-/// The registry gives a shared provider, the rows want one of their own.
-#[derive(Debug)]
-struct Shared(std::sync::Arc<dyn Provider>);
-
-impl std::fmt::Display for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-#[async_trait::async_trait]
-impl Provider for Shared {
-    async fn check(&self) -> Result<Report, Error> {
-        self.0.check().await
-    }
-    async fn create(&self, spec: &VmSpec, at: &Candidate) -> Result<peerpod_providers::Vm, Error> {
-        self.0.create(spec, at).await
-    }
-    async fn delete(&self, vm: &VmRef) -> Result<Deletion, Error> {
-        self.0.delete(vm).await
-    }
-    async fn list(&self) -> Result<Vec<peerpod_providers::Resource>, Error> {
-        self.0.list().await
-    }
+    keep_all("gcp", &double).await?;
+    double.server.clean()
 }
 
 /// What the users' guide prints for `peer-pods-cm`, and the image that its Job fills in.
@@ -221,5 +167,5 @@ async fn the_guides_keys_as_printed_make_vms() -> anyhow::Result<()> {
     let vm = setup.provider.create(&spec, &at).await?;
     ensure!(vm.instance_type == "e2-medium" && vm.addresses[0].to_string().starts_with("10."));
     setup.delete(&spec).await?;
-    setup.clean()
+    setup.server.clean()
 }

@@ -39,7 +39,7 @@ async fn what_google_refuses_arrives_as_what_it_is_and_leaves_nothing() -> anyho
             let error = heir.create(&spec, &candidate()).await.expect_err("refused");
             ensure!(error.kind == kind && error.message.contains(code), "{code} {form}: {error}");
         }
-        setup.clean()?;
+        setup.server.clean()?;
     }
     Ok(())
 }
@@ -54,7 +54,7 @@ async fn a_rate_that_is_exceeded_is_told_with_its_time() -> anyhow::Result<()> {
         let minute = Duration::from_secs(60);
         let told = matches!(error.kind, Kind::Throttled(Some(wait)) if wait <= minute);
         ensure!(told, "{form}: {error}");
-        setup.clean()?;
+        setup.server.clean()?;
     }
     Ok(())
 }
@@ -87,7 +87,7 @@ async fn what_is_no_answer_of_googles_is_unavailable() -> anyhow::Result<()> {
         heir.create(&spec, &candidate()).await?;
         setup.delete(&spec).await?;
     }
-    setup.clean()
+    setup.server.clean()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,7 +99,7 @@ async fn what_vanishes_between_check_and_create_is_a_mistake_that_is_named() -> 
         let error = setup.fails(&spec(&report, 0)).await;
         ensure!(error.kind == Kind::Invalid && error.message.contains(gone), "{error}");
     }
-    setup.clean()
+    setup.server.clean()
 }
 /// A service account whose tokens the double checks, and a cloud that does not believe them.
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +128,7 @@ async fn a_key_signs_tokens_and_one_that_is_refused_is_told() -> anyhow::Result<
     server.set(&json!({"clock": 0}))?;
     let setup = Setup { server, provider };
     setup.delete(&spec).await?;
-    setup.clean()?;
+    setup.server.clean()?;
     let other = folder.path().join("other.json");
     let other = other.to_str().context("a path")?;
     drop(Server::start("gcp.py", &["--key", other])?);
