@@ -80,12 +80,7 @@ impl Realm {
             Some(inherited) => self.settle(inherited, &desk, &over),
             None => self.take_up(&desk).await,
         }
-        tracing::info!(
-            hypervisor = %self.options.hypervisor_socket.display(),
-            control = %self.options.control_socket.display(),
-            epoch = self.hub.epoch,
-            "relay serves"
-        );
+        self.announce();
         let accepting = accept_shims(self.sockets.hypervisor.clone(), desk.clone(), over.clone());
         self.tracker.spawn("relay: hypervisor socket", accepting);
         let giver = Giver {
@@ -124,6 +119,15 @@ impl Realm {
                 Ok((desk, Over::Told))
             }
         }
+    }
+
+    fn announce(&self) {
+        tracing::info!(
+            hypervisor = %self.options.hypervisor_socket.display(),
+            control = %self.options.control_socket.display(),
+            epoch = self.hub.epoch,
+            "relay serves"
+        );
     }
 
     /// Goes on with what another relay has held.
