@@ -150,7 +150,8 @@ ip link set eth0 up
 /etc/qemu-agent &
 udhcpc -i eth0 -s /etc/udhcpc -t 20 -T 1 -A 1 >/dev/null
 for _ in 1 2 3 4 5 6 7 8 9 10; do
-    for disk in /dev/sr[0-9] /dev/vd[b-z]; do
+    # On IBM Z the disks come in any order.
+    for disk in /dev/sr[0-9] /dev/vd[a-z]; do
         mount -t iso9660 -o ro "$disk" /media/cidata 2>/dev/null && break 2
     done
     sleep 0.5
