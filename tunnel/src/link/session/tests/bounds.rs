@@ -114,6 +114,108 @@ fn a_peer_that_overruns_a_window_a_stream_or_the_order_ends_its_session() {
     assert_eq!(refused(&mut fresh(), long), Violation::TooLong(Type::Data, MAX_DATA + 1));
 }
 
+/// A VM that has stream 1, with `words` and their end.
+fn ended(words: &[u8]) -> Machine {
+    let (_, mut vm) = pair();
+    vm.receive(&mut frame(4, 1, 0, b""), Duration::ZERO).expect("open");
+    vm.receive(&mut frame(5, 1, 0, words), Duration::ZERO).expect("data");
+    vm.receive(&mut frame(6, 1, words.len() as u64, b""), Duration::ZERO).expect("end");
+    vm
+}
+
+#[test]
+fn a_peer_that_goes_on_after_an_end_or_ends_what_has_no_end_ends_its_session() {
+    let offset = |stream, got, want| Violation::Offset { stream, got, want };
+    assert_eq!(refused(&mut ended(b"abc"), frame(5, 1, 3, b"x")), offset(1, 3, 3));
+    assert_eq!(refused(&mut ended(b"abc"), frame(6, 1, 3, b"")), offset(1, 3, 3));
+    let (_, mut vm) = pair();
+    vm.receive(&mut frame(4, 1, 0, b""), Duration::ZERO).expect("open");
+    assert_eq!(refused(&mut vm, frame(6, 1, 2, b"")), offset(1, 2, 0));
+    assert_eq!(refused(&mut pair().1, frame(6, 0, 0, b"")), offset(0, 0, 0));
+    for stream in [0, 1] {
+        let no_stream = Violation::NoStream(Type::Reset, stream);
+        assert_eq!(refused(&mut pair().1, frame(8, stream, 0, b"")), no_stream);
+    }
+}
+
+#[test]
+fn room_is_had_when_the_other_side_says_so_and_not_when_its_user_has_taken() {
+    let (mut worker, mut vm) = pair();
+    let id = worker.open().expect("open");
+    worker.push(id, vec![1; WINDOW].into());
+    tell(&mut worker, &mut vm).expect("a window");
+    vm.took(id, FLOOR);
+    assert_eq!(refused(&mut vm, frame(5, id, WINDOW as u64, b"x")), Violation::Window(id));
+}
+
+#[test]
+fn many_full_windows_end_the_session_of_whoever_fills_them() {
+    let (_, mut vm) = pair();
+    let most = (POOL + (MAX_STREAMS + 1) * FLOOR) / WINDOW;
+    let piece = [7; MAX_DATA];
+    for id in 1..=most as u32 {
+        vm.receive(&mut frame(4, id, 0, b""), Duration::ZERO).expect("open");
+        for n in 0..WINDOW / MAX_DATA {
+            let mut data = frame(5, id, (n * MAX_DATA) as u64, &piece);
+            vm.receive(&mut data, Duration::ZERO).expect("within the windows");
+        }
+    }
+    let next = most as u32 + 1;
+    vm.receive(&mut frame(4, next, 0, b""), Duration::ZERO).expect("open");
+    assert_eq!(refused(&mut vm, frame(5, next, 0, &piece)), Violation::Window(next));
+}
+
+/// A worker of whose stream 3 of 5 bytes are sent, and one is acknowledged.
+fn half_sent() -> (Machine, Machine, u32) {
+    let (mut worker, mut vm) = pair();
+    let id = worker.open().expect("open");
+    worker.push_slice(id, b"abc");
+    tell(&mut worker, &mut vm).expect("data");
+    worker.push_slice(id, b"de");
+    worker.receive(&mut frame(7, id, 1, b""), Duration::ZERO).expect("one is taken");
+    (worker, vm, id)
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_never_sent_or_is_forgotten_ends_the_session() {
+    for number in [0, 4, 5, 6] {
+        let (mut worker, _, id) = half_sent();
+        assert_eq!(refused(&mut worker, frame(7, id, number, b"")), Violation::Ack(id, number));
+    }
+}
+
+fn welcome(session: Option<SessionId>, last: u32, next: &[(u32, u64)]) -> BytesMut {
+    let mut out = BytesMut::new();
+    let greeting = Greeting { session, keep_ms: 0, last, next: next.to_vec() };
+    greeting.put(Type::Welcome, 0, &mut out);
+    out
+}
+
+#[test]
+fn a_greeting_of_another_session_without_control_or_once_more_ends_the_session() {
+    let control = &[(0, 0)][..];
+    let (mut worker, vm) = pair();
+    let twice = Violation::OutOfPlace(Type::Welcome);
+    assert_eq!(refused(&mut worker, welcome(vm.id, 0, control)), twice);
+    let ours: fn(Option<SessionId>) -> Option<SessionId> = |id| id;
+    for (session, next) in
+        [(ours, &[][..]), (|_| None, control), (|_| Some(SessionId::random()), control)]
+    {
+        let (mut worker, vm) = pair();
+        worker.connect(Duration::ZERO);
+        assert_eq!(refused(&mut worker, welcome(session(vm.id), 0, next)), Violation::Greeting);
+    }
+}
+
+#[test]
+fn a_worker_opens_no_more_streams_and_tells_no_more_than_it_may() {
+    let (mut worker, _) = pair();
+    assert_eq!(std::iter::from_fn(|| worker.open()).take(9999).count(), MAX_STREAMS);
+    let about = Message::About(About { build: "x".repeat(60_000), pid: 1 });
+    let told = (0..9999).take_while(|_| worker.tell(&about)).count();
+    assert!(told > 1 && worker.memory() <= WINDOW, "{told}");
+}
+
 #[test]
 fn more_streams_than_allowed_end_the_session_and_unknown_types_above_127_are_skipped() {
     let (_, mut vm) = pair();
@@ -170,6 +272,8 @@ fn silence_is_asked_about_and_then_the_connection_is_dead() {
     worker.receive(&mut frame(10, 0, 0, b""), at(4100)).expect("pong");
     assert!(worker.tick(at(4100)), "a word in time");
     assert!(vm.tick(at(11_999)) && !vm.tick(at(12_000)));
+    vm.receive(&mut frame(9, 0, 0, b""), at(12_001)).expect("ping");
+    assert!(vm.tick(at(24_000)) && !vm.tick(at(24_001)), "from the last word on");
 }
 
 #[test]

@@ -43,7 +43,16 @@ pub(super) fn connect(link: &Link, sessions: &Arc<Sessions>) -> Ends {
 }
 
 fn connect_as(link: &Link, sessions: &Arc<Sessions>, name: &str) -> Ends {
-    let (ours, theirs) = duplex(60_000);
+    connect_through(link, sessions, duplex(60_000), name)
+}
+
+/// The same through a pipe of the test's.
+pub(super) fn connect_through(
+    link: &Link,
+    sessions: &Arc<Sessions>,
+    (ours, theirs): (DuplexStream, DuplexStream),
+    name: &str,
+) -> Ends {
     let link = link.clone();
     let worker = tokio::spawn(async move { link.run(ours).await });
     Ends { worker, vm: serve(sessions, theirs, owner(name)) }

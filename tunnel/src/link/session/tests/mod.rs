@@ -1,9 +1,11 @@
 //! Two machines, and two ends with tasks, under cuts.
 
+mod acks;
 mod bounds;
 mod cuts;
 mod ends;
 mod interruption;
+mod paths;
 
 use bytes::BytesMut;
 
