@@ -170,6 +170,8 @@ fn stream(left: &mut &[u8]) -> Option<(u32, Flow)> {
     let inn = queue(left)?;
     let out = Outgoing {
         sent: out.base(),
+        // How far the other process had come is not told: it may have sent all of it.
+        seen: out.end() + u64::from(is(OUT_FIN)),
         fin: is(OUT_FIN),
         fin_sent: is(OUT_FIN_ACKED),
         fin_acked: is(OUT_FIN_ACKED),

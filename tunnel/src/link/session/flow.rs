@@ -14,6 +14,8 @@ pub(super) struct Outgoing {
     /// From what is acknowledged to what the user has given.
     pub(super) queue: Queue,
     pub(super) sent: u64,
+    /// What the other side may have of earlier connections, the end included.
+    pub(super) seen: u64,
     /// The user gives no more.
     pub(super) fin: bool,
     pub(super) fin_sent: bool,
@@ -30,7 +32,7 @@ impl Outgoing {
         self.sent < self.queue.end() || (self.fin && !self.fin_sent)
     }
 
-    /// What the other side may have seen, the end included.
+    /// What the other side may have seen on this connection, the end included.
     fn reach(&self) -> u64 {
         self.sent + u64::from(self.fin_sent)
     }
@@ -51,8 +53,8 @@ impl Outgoing {
     /// A new connection, on which the other side expects `next`.
     pub(super) fn resume(&mut self, stream: u32, next: u64) -> Result<(), Violation> {
         let end = self.queue.end();
-        let most = end + u64::from(self.fin);
-        if next < self.queue.base() || next > most {
+        self.seen = self.seen.max(self.reach());
+        if next < self.queue.base() + u64::from(self.fin_acked) || next > self.seen {
             return Err(Violation::Ack(stream, next));
         }
         self.fin_sent = next > end;

@@ -191,6 +191,30 @@ fn welcome(session: Option<SessionId>, last: u32, next: &[(u32, u64)]) -> BytesM
     out
 }
 
+/// Offsets that lie among what is kept and was not sent were once believed: the bytes were lost.
+#[test]
+fn a_greeting_that_counts_what_was_never_sent_or_is_forgotten_ends_the_session() {
+    for (next, agreed) in [(0, false), (1, true), (3, true), (4, false), (5, false), (6, false)] {
+        let (mut worker, vm, id) = half_sent();
+        let mut greet = |next| {
+            worker.connect(Duration::ZERO);
+            let mut welcome = welcome(vm.id, id, &[(0, 0), (id, next)]);
+            worker.receive(&mut welcome, Duration::ZERO).is_ok() && worker.over().is_none()
+        };
+        // Of what was sent the first time, all may have come in spite of an earlier greeting.
+        assert!(greet(1));
+        assert_eq!(greet(next), agreed, "{next}");
+    }
+    // An end that was acknowledged does not come back.
+    let (mut worker, vm, id) = half_sent();
+    worker.finish(id);
+    said(&mut worker, usize::MAX);
+    worker.receive(&mut frame(7, id, 6, b""), Duration::ZERO).expect("all is taken");
+    worker.connect(Duration::ZERO);
+    let back = welcome(vm.id, id, &[(0, 0), (id, 5)]);
+    assert_eq!(refused(&mut worker, back), Violation::Ack(id, 5));
+}
+
 #[test]
 fn a_greeting_of_another_session_without_control_or_once_more_ends_the_session() {
     let control = &[(0, 0)][..];
