@@ -122,6 +122,10 @@ impl<C: AsyncRead + AsyncWrite + Unpin, F: FnMut(Stream)> Drive<C, F> {
 
     /// Whether something came in.
     fn poll_in(&mut self, cx: &mut Context<'_>) -> Result<bool, Ended> {
+        if !self.shared.lock().machine.may_read() {
+            // What is to be written waits for the other side to read; that wakes us.
+            return Ok(false);
+        }
         SPACE.with_borrow_mut(|space| {
             space.clear();
             space.extend_from_slice(&self.input);

@@ -13,7 +13,7 @@ pub(super) fn sessions() -> Arc<Sessions> {
     Arc::new(Sessions::new("vm of the test"))
 }
 
-fn owner(name: &str) -> Owner {
+pub(super) fn owner(name: &str) -> Owner {
     Owner::of(Some(name.as_bytes()))
 }
 

@@ -1,9 +1,9 @@
 //! What a path may do to a session: fall silent, take nothing, bring bytes one by one.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::ends::{KEEP, connect, connect_through, echo, sessions};
+use super::ends::{KEEP, connect, connect_through, echo, owner, sessions};
 use super::*;
 
 /// A link that has greeted, and the other end of its connection, of which nothing comes by itself.
@@ -53,6 +53,38 @@ async fn silence_is_asked_about_in_time_though_it_began_while_nothing_was_awaite
     let Ended::Broken(why) = worker.await.expect("worker") else { panic!("it is dead") };
     assert!(why.contains("no sign of life"), "{why}");
     assert_eq!(begin.elapsed().as_secs(), 4);
+}
+
+/// Answers to a worker that reads none of them were once kept without end.
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_and_does_not_read_is_read_no_further() {
+    let (link, sessions) = (Link::worker("test", KEEP), sessions());
+    let (mut ours, theirs) = duplex(60_000);
+    // Each stream is given up as it comes, and that is to be told.
+    let serving = sessions.clone();
+    let vm = tokio::spawn(async move { serving.serve(theirs, &owner("us"), drop).await });
+    let hello = {
+        let mut inner = link.0.lock();
+        inner.machine.connect(Duration::ZERO);
+        said(&mut inner.machine, 1)
+    };
+    ours.write_all(&hello).await.expect("hello");
+    let mut flood = BytesMut::new();
+    (1..=100_000).for_each(|id| Head::bare(Type::Open, id, 0).put(&mut flood));
+    // No more at a time than there may be streams.
+    let mut pieces = flood.chunks(HEAD * MAX_STREAMS / 2).enumerate();
+    let stuck = loop {
+        let (n, piece) = pieces.next().expect("it goes on reading");
+        match timeout(Duration::from_secs(1), ours.write_all(piece)).await {
+            Ok(written) => written.expect("the session goes on"),
+            Err(_) => break n,
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    };
+    assert!(stuck > 10, "after {stuck} pieces already");
+    drop(ours);
+    let served = vm.await.expect("vm");
+    assert!(matches!(served, Served::Ended(Ended::Broken(_))), "{served:?}");
 }
 
 #[tokio::test]
