@@ -122,3 +122,6 @@ async fn tell_ready(port: u16) {
         tokio::time::sleep(ASK).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,7 +69,7 @@ pub(super) struct Part {
     /// How often it was begun where one was running.
     tries: AtomicU32,
     /// Relays of another build that ours has replaced: each ends with its last connection.
-    replaced: Mutex<Vec<Process>>,
+    pub(super) replaced: Mutex<Vec<Process>>,
 }
 
 impl Part {
@@ -160,7 +160,7 @@ impl Part {
 
     /// A relay that lives is adopted, or replaced if it is of another build and can hand over; a node
     /// process is always started.
-    async fn begin(&self) -> Result<Process, ProcessError> {
+    pub(super) async fn begin(&self) -> Result<Process, ProcessError> {
         if self.role == "relay"
             && let Some(process) = Process::find(&self.socket).await?
         {
