@@ -68,6 +68,18 @@ impl Epochs {
     /// # Errors
     /// When they cannot be read or kept.
     pub fn begin(state: &Path, now_ms: u64) -> Result<Self, EpochError> {
+        Self::begin_by(state, now_ms, |path, text| {
+            kept::write(path, text, || {
+                here!(EpochRename);
+            })
+        })
+    }
+
+    fn begin_by(
+        state: &Path,
+        now_ms: u64,
+        write: impl FnOnce(&Path, &str) -> io::Result<()>,
+    ) -> Result<Self, EpochError> {
         let mut epochs = Self::known(state)?;
         let last = epochs.kept.last().copied();
         let own = last.map_or(now_ms, |last| now_ms.max(last + 1));
@@ -78,9 +90,7 @@ impl Epochs {
         }
         let text: String = kept.iter().map(|epoch| format!("{epoch}\n")).collect();
         here!(EpochBefore);
-        match kept::write(&epochs.path, &text, || {
-            here!(EpochRename);
-        }) {
+        match write(&epochs.path, &text) {
             Err(e) if is_full(&e) && last.is_some() => {
                 Arc::make_mut(&mut epochs.kept).remove(&own);
             }
@@ -165,6 +175,33 @@ mod tests {
         assert!(second.made_here(Some("1000")) && second.made_here(Some("1001")));
         assert!(second.made_here(Some("999")) && second.made_here(None), "older than all");
         assert!(!second.made_here(Some("1002")) && !second.made_here(Some("x")));
+    }
+
+    #[test]
+    fn the_oldest_go_so_that_what_is_kept_can_always_be_read() {
+        let state = tempfile::tempdir().expect("directory");
+        // As long as they will be for centuries.
+        let (first, next) = (1_000_000_000_000, 1_000_000_000_000 + REMEMBERED as u64);
+        let many: String = (first..next).map(|epoch| format!("{epoch}\n")).collect();
+        std::fs::write(state.path().join(FILE), many).expect("written");
+        for now in next..next + 3 {
+            let epochs = Epochs::begin(state.path(), now).expect("begun");
+            assert_eq!(epochs.own(), now.to_string());
+            assert_eq!(Epochs::known(state.path()).expect("read"), epochs);
+            assert_eq!(epochs.kept.len(), REMEMBERED);
+        }
+    }
+
+    #[tokio::test]
+    async fn on_a_full_disk_the_last_one_goes_on_and_the_first_one_is_not_made_up() {
+        let state = tempfile::tempdir().expect("directory");
+        let full = |_: &Path, _: &str| Err(io::ErrorKind::StorageFull.into());
+        let none = Epochs::begin_by(state.path(), 1_000, full);
+        assert!(matches!(none, Err(EpochError::Write { .. })), "{none:?}");
+        Epochs::begin(state.path(), 1_000).expect("begun");
+        let goes_on = Epochs::begin_by(state.path(), 2_000, full).expect("goes on");
+        assert_eq!(goes_on.own(), "1000", "its VMs' tags are kept");
+        assert!(goes_on.is_current().await.expect("read"), "and it sweeps");
     }
 
     #[test]
