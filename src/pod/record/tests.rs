@@ -1,3 +1,5 @@
+mod steps;
+
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -21,6 +23,10 @@ async fn a_record_comes_back_as_it_was_written() {
     record.note(5, "tried", Some(2));
     disk.save(&record).await.expect("saved again");
     assert_eq!(disk.load().await.expect("loads").records, [record]);
+    // However it came to be open to others.
+    fs::set_permissions(state.path().join("pods/s1"), fs::Permissions::from_mode(0o755))
+        .expect("set");
+    disk.save(&samples::record("s1")).await.expect("saved again");
     let mode = |path: &str| {
         let found = fs::metadata(state.path().join(path)).expect("there");
         found.permissions().mode() & 0o777
@@ -119,8 +125,12 @@ async fn a_write_that_was_cut_off_leaves_the_record_before_it() {
     let record = samples::record("s1");
     disk.save(&record).await.expect("saved");
     fs::write(state.path().join("pods/s1/record.json.new"), b"{\"vers").expect("written");
+    // And one that was the first of its pod.
+    fs::create_dir(state.path().join("pods/s2")).expect("made");
+    fs::write(state.path().join("pods/s2/record.json.new"), b"{\"vers").expect("written");
     let loaded = disk.load().await.expect("loads");
-    assert_eq!(loaded.records.first(), Some(&record));
+    assert_eq!((&loaded.records[..], loaded.broken.len()), (std::slice::from_ref(&record), 0));
+    assert!(!state.path().join("pods/s2").exists(), "CreateVM was never answered");
     disk.save(&record).await.expect("saved over the rest");
     disk.remove("s1").await.expect("removed");
 }
@@ -149,15 +159,30 @@ async fn symlinks_are_refused_where_a_file_or_directory_is_expected() {
     let (state, disk) = disk();
     let outside = state.path().join("outside");
     fs::create_dir(&outside).expect("made");
-    fs::write(outside.join("record.json"), b"{}").expect("written");
+    // They would do.
+    let text = |sandbox| serde_json::to_vec(&samples::record(sandbox)).expect("writes");
+    fs::write(outside.join("record.json"), text("s1")).expect("written");
+    fs::write(outside.join("s2.json"), text("s2")).expect("written");
     symlink(&outside, state.path().join("pods/s1")).expect("linked");
     assert!(disk.save(&samples::record("s1")).await.is_err());
     fs::create_dir(state.path().join("pods/s2")).expect("made");
-    symlink(outside.join("record.json"), state.path().join("pods/s2/record.json")).expect("linked");
+    symlink(outside.join("s2.json"), state.path().join("pods/s2/record.json")).expect("linked");
     assert!(disk.save(&samples::record("s2")).await.is_err());
     let loaded = disk.load().await.expect("loads");
     assert_eq!((loaded.records.len(), loaded.broken.len()), (0, 2));
-    assert_eq!(fs::read(outside.join("record.json")).expect("there"), b"{}");
+    assert_eq!(fs::read(outside.join("record.json")).expect("there"), text("s1"));
+    assert_eq!(fs::read(outside.join("s2.json")).expect("there"), text("s2"));
+}
+
+#[tokio::test]
+async fn a_record_longer_than_any_is_set_aside() {
+    let (state, disk) = disk();
+    let mut text = serde_json::to_vec(&samples::record("s1")).expect("writes");
+    text.resize(5 << 20, b' ');
+    fs::create_dir(state.path().join("pods/s1")).expect("made");
+    fs::write(state.path().join("pods/s1/record.json"), text).expect("written");
+    let loaded = disk.load().await.expect("loads");
+    assert_eq!((loaded.records.len(), loaded.broken[0].reason.as_str()), (0, "too long"));
 }
 
 #[tokio::test]
@@ -197,6 +222,7 @@ fn a_wiped_record_holds_no_key() {
     assert!(!format!("{record:?}").contains("PRIVATE"));
     record.wipe();
     assert!(!serde_json::to_string(&record).expect("writes").contains("PRIVATE"));
+    assert!(record.machine.candidates.is_empty(), "nothing is created any more");
 }
 
 #[test]
