@@ -396,3 +396,26 @@ async fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     .and_then(|listener| Ok(UnixListener::from_std(listener)?))
     .with_context(|| format!("--run-dir: serve {shown}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_nodes_socket_takes_the_place_of_a_dead_one_and_of_nothing_else() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("run/node.sock");
+        let first = listen(&path).await.expect("served");
+        let mode = std::fs::metadata(&path).expect("there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let second = format!("{:#}", listen(&path).await.expect_err("served"));
+        assert!(second.contains("another node process"), "{second}");
+        drop(first);
+        drop(listen(&path).await.expect("the first one is dead"));
+        std::fs::remove_file(&path).expect("removed");
+        std::fs::write(&path, "data").expect("written");
+        let data = format!("{:#}", listen(&path).await.expect_err("somebody's data"));
+        assert!(data.contains("--run-dir") && data.contains("no socket"), "{data}");
+        assert_eq!(std::fs::read(&path).expect("kept"), b"data");
+    }
+}

@@ -213,6 +213,22 @@ async fn a_second_sandbox_of_the_same_pod_supersedes_one_that_does_not_run_yet()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_start_before_create_is_answered_is_refused_and_the_create_goes_on() {
+    let site = Site::new();
+    let daemon = site.daemon().await;
+    lock(&site.network.hangs).insert("inspect");
+    let pods = daemon.pods.clone();
+    let create = tokio::spawn(async move { pods.create(request("s1")).await });
+    tokio::time::sleep(seconds(1)).await;
+    let failure = daemon.start("s1").await.expect_err("too early");
+    assert_eq!(failure.kind, FailureKind::Precondition);
+    assert!(failure.message.contains("before CreateVM was answered"), "{failure}");
+    assert!(!create.is_finished());
+    daemon.stop("s1").await.expect("stopped");
+    create.await.expect("joins").expect_err("cancelled");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stop_while_create_hangs_ends_it_at_once() {
     let site = Site::new();
     let daemon = site.daemon().await;

@@ -8,6 +8,7 @@ use super::fakes::lock;
 use super::harness::*;
 use crate::hypervisor::Sandboxes;
 use crate::relay::ControlError;
+use crate::relay::api::Event;
 
 /// Seed 59: a start whose caller had gone gave its place up while its create was still under way.
 #[tokio::test(start_paused = true)]
@@ -114,6 +115,18 @@ async fn a_replayed_sandbox_supersedes_those_that_came_earlier() {
     first.await.expect("joins").expect("created");
     daemon.create("web.2").await.expect("created");
     daemon.start("web.1").await.expect_err("superseded");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_replayed_once_is_new_when_it_comes_after_another_attach() {
+    let site = Site::new();
+    let daemon = site.daemon_with(&[("web.1", "CreateVM")]).await;
+    daemon.tell(Event::Lost).await;
+    daemon.attach(&[]).await;
+    sleep(seconds(1)).await;
+    daemon.create("web.2").await.expect("created");
+    daemon.create("web.1").await.expect("created");
+    daemon.start("web.2").await.expect_err("superseded by the later call");
 }
 
 /// Seed 605: the connection to the relay broke while a new sandbox's socket was being opened.

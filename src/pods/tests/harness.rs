@@ -79,6 +79,15 @@ impl Site {
     }
 
     pub(super) async fn unattached(&self) -> Daemon {
+        self.start(None).await
+    }
+
+    /// As [`Site::daemon_with`], but the relay is there before the daemon has read its records.
+    pub(super) async fn attached_before(&self, pending: &[(&str, &str)]) -> Daemon {
+        self.start(Some(attached(pending))).await
+    }
+
+    async fn start(&self, first: Option<Event>) -> Daemon {
         let world = World {
             provider: self.provider.clone(),
             relay: self.relay.clone(),
@@ -94,6 +103,9 @@ impl Site {
         };
         let shutdown = Shutdown::new();
         let (events, receiver) = mpsc::channel(64);
+        if let Some(event) = first {
+            events.send(event).await.expect("room");
+        }
         let (tracker, token) = (shutdown.tracker(), shutdown.token());
         let pods = Pods::start(world, self.options.clone(), receiver, tracker, token).await;
         Daemon { pods: pods.expect("records can be read"), shutdown, events }
@@ -131,6 +143,11 @@ pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+fn attached(pending: &[(&str, &str)]) -> Event {
+    let pending = pending.iter().map(|(s, m)| ((*s).to_owned(), (*m).to_owned())).collect();
+    Event::Attached { epoch: 1, pending }
+}
+
 pub(super) struct Daemon {
     pub(super) pods: Arc<Pods>,
     pub(super) shutdown: Shutdown,
@@ -139,8 +156,7 @@ pub(super) struct Daemon {
 
 impl Daemon {
     pub(super) async fn attach(&self, pending: &[(&str, &str)]) {
-        let pending = pending.iter().map(|(s, m)| ((*s).to_owned(), (*m).to_owned())).collect();
-        self.tell(Event::Attached { epoch: 1, pending }).await;
+        self.tell(attached(pending)).await;
     }
 
     pub(super) async fn tell(&self, event: Event) {

@@ -178,6 +178,18 @@ async fn reading_stops_when_too_much_waits_and_nothing_is_lost() {
     }
 }
 
+#[test]
+fn what_waits_is_bounded_in_bytes_too() {
+    use futures_util::FutureExt;
+    let queue = crate::relay::queue::Queue::default();
+    let mut taken = 0;
+    while queue.room().now_or_never().is_some() {
+        queue.push(call(2 * taken + 1, "", "", vec![0; 3 << 20]), None, false);
+        taken += 1;
+    }
+    assert_eq!(taken, 3, "MiB: 9 of 8");
+}
+
 #[tokio::test]
 async fn a_shim_in_a_hurry_is_heard() {
     let bench = Bench::start().await;
@@ -270,8 +282,16 @@ async fn an_answer_that_comes_too_late_for_its_shim_costs_no_stop() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stops_of_closed_shims_are_bounded_in_number_and_time() {
+async fn stops_of_closed_shims_are_bounded_in_number_length_and_time() {
     let bench = Bench::start().await;
+    let mut shim = bench.hypervisor().await;
+    let mut payload = prost::Message::encode_to_vec(&StartVmRequest { id: "s1".to_owned() });
+    peerpod_tunnel::link::wire::put(&mut payload, 99, &[7; 5 << 10]);
+    shim.send(&call(1, crate::proto::hypervisor::SERVICE, "StopVM", payload)).await;
+    drop(shim);
+    held_become(&bench, 1).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(held_requests(&bench).await, 0, "a longer one than any");
     for _ in 0..20 {
         let mut shim = bench.hypervisor().await;
         for n in 0..60 {
@@ -300,6 +320,48 @@ async fn a_request_that_the_node_always_breaks_off_on_is_not_sent_for_ever() {
         end = shim.next() => assert_eq!(end, None),
         () = breaking => {}
     }
+}
+
+#[tokio::test]
+async fn what_one_node_process_breaks_off_on_the_next_one_may_answer() {
+    let bench = Bench::start().await;
+    let node = bench.node().await;
+    let mut shim = bench.hypervisor().await;
+    shim.send(&hypervisor_call(1, "StartVM", "s1")).await;
+    for _ in 0..6 {
+        drop(node.accept().await);
+    }
+    node.kill();
+    let (next, _) = Node::start(bench.dir.path()).await;
+    for _ in 0..2 {
+        drop(next.accept().await);
+    }
+    let mut there = next.accept().await;
+    assert_eq!(there.frame().await.stream, 1);
+    there.send(&answer(1, "started")).await;
+    assert_eq!(shim.frame().await, answer(1, "started"));
+}
+
+#[tokio::test]
+async fn a_connection_counts_for_so_many_sandboxes_and_no_more() {
+    let bench = Bench::start().await;
+    let node = bench.node().await;
+    for sandbox in ["n63", "n64"] {
+        bench.open(&node, sandbox, &[]).await;
+    }
+    let mut shim = bench.hypervisor().await;
+    shim.send(&hypervisor_call(1, "StopVM", "n0")).await;
+    let mut there = node.accept().await;
+    for n in 0..=64 {
+        if n > 0 {
+            shim.send(&hypervisor_call(2 * n + 1, "StopVM", &format!("n{n}"))).await;
+        }
+        assert_eq!(there.frame().await.stream, 2 * n + 1);
+        there.send(&answer(2 * n + 1, "")).await;
+        assert_eq!(shim.frame().await.stream, 2 * n + 1, "all are passed on");
+    }
+    let counted = [node.held("n63").await, node.held("n64").await];
+    assert_eq!(counted.map(|held| held.hypervisor_connections), [1, 0]);
 }
 
 #[tokio::test]
