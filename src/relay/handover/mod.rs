@@ -111,7 +111,11 @@ impl Stranger {
     }
 
     pub(super) async fn say(&mut self, say: message::Say) {
-        self.0.send(say, &[]).await.expect("send");
+        self.give(say, &[]).await;
+    }
+
+    pub(super) async fn give(&mut self, say: message::Say, with: &[std::os::fd::BorrowedFd<'_>]) {
+        self.0.send(say, with).await.expect("send");
     }
 
     /// Descriptors are dropped.

@@ -194,3 +194,36 @@ fn receive(
     buffer.extend_from_slice(space.get(..read).unwrap_or_default());
     Ok(read)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    use super::super::message::Empty;
+    use super::*;
+
+    #[tokio::test]
+    async fn descriptors_come_with_their_message_for_this_process_alone_and_only_so_many_wait() {
+        let (here, there) = UnixStream::pair().expect("pair");
+        let (mut from, mut to) = (Wire::new(here), Wire::new(there));
+        let file = std::fs::File::open("/dev/null").expect("open");
+        from.send(Say::Done(Empty {}), &[file.as_fd(); DESCRIPTORS]).await.expect("sent");
+        let got = to.recv(LARGEST).await.expect("received").expect("a message").1;
+        let flags = got.iter().map(|fd| fcntl(fd, FcntlArg::F_GETFD).map(FdFlag::from_bits_retain));
+        assert_eq!(flags.collect::<Vec<_>>(), [Ok(FdFlag::FD_CLOEXEC); DESCRIPTORS]);
+
+        // A message without an end, and descriptors with each piece of it.
+        for piece in [&b"\0\x10\0\0\0"[..], b"x", b"x"] {
+            let rights = [ControlMessage::ScmRights(&[file.as_raw_fd(); DESCRIPTORS])];
+            let parts = [IoSlice::new(piece)];
+            let flags = MsgFlags::MSG_NOSIGNAL;
+            let sent = sendmsg::<()>(from.stream.as_raw_fd(), &parts, &rights, flags, None);
+            assert_eq!(sent, Ok(piece.len()));
+        }
+        drop(from);
+        let refused = to.recv(LARGEST).await;
+        assert!(matches!(refused, Err(WireError::Descriptors)), "{refused:?}");
+    }
+}

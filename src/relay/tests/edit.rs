@@ -37,6 +37,27 @@ async fn edit(node: &mut Node) -> (u64, Bytes) {
 }
 
 #[tokio::test]
+async fn an_edit_at_an_older_relay_is_asked_for_again_by_each_next_one() {
+    let Joined { bench, mut node, mut shim, mut agent, .. } = joined().await;
+    shim.send(&call(1, AGENT, "CreateContainer", "before")).await;
+    edit(&mut node).await;
+    let second = bench.successor().await;
+    node.attached_again().await;
+    edit(&mut node).await;
+    let third = bench.successor().await;
+    node.attached_again().await;
+    let (ticket, payload) = edit(&mut node).await;
+    assert_eq!(payload, "before");
+    node.client.edited(ticket, Ok(Bytes::from_static(b"after"))).await.expect("edited");
+    let edited = Request::parse(&agent.frame().await.payload).expect("request");
+    assert_eq!(edited.payload, "after");
+    drop(shim);
+    let _dir = bench.ended().await;
+    within(second.serving).await.expect("join").expect("it holds nothing");
+    third.stop().await;
+}
+
+#[tokio::test]
 async fn a_request_is_edited_while_others_go_by() {
     let Joined { bench: _bench, mut node, mut shim, mut agent, .. } = joined().await;
     let mut create = call(1, AGENT, "CreateContainer", "before");

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::proto::relay as proto;
-use crate::relay::handover::message::{Empty, Hello, Say, VERSION, Welcome};
-use crate::relay::handover::{Stranger, TakeError};
+use crate::relay::handover::Stranger;
+use crate::relay::handover::message::{Empty, Hello, Say, VERSION};
 
 /// Another relay on the same directory.
 pub(super) struct Second {
@@ -255,36 +255,46 @@ pub(super) enum Until {
     Parts,
     All,
     Done,
+    /// Something else in place of Done.
+    Other,
 }
 
 /// Plays a new relay up to that step and is gone then, as by kill -9.
 pub(super) async fn die_at(dir: &Path, until: Until) {
+    drop(come_to(dir, until).await);
+}
+
+/// Plays a new relay up to that step.
+pub(super) async fn come_to(dir: &Path, until: Until) -> Stranger {
     let mut stranger = Stranger::connect(&dir.join("relay.sock")).await;
     if until == Until::Connected {
-        return;
+        return stranger;
     }
     stranger.say(hello(dir, VERSION)).await;
     if until == Until::Hello {
-        return;
+        return stranger;
     }
     let Some(Say::Welcome(_)) = within(stranger.hear()).await else { panic!("Welcome") };
     if until == Until::Welcome {
-        return;
+        return stranger;
     }
     loop {
         match within(stranger.hear()).await {
             Some(Say::All(_)) => break,
-            Some(_) if until == Until::Parts => return,
+            Some(_) if until == Until::Parts => return stranger,
             Some(_) => {}
             None => panic!("it breaks off"),
         }
     }
-    if until == Until::Done {
-        stranger.say(Say::Done(Empty {})).await;
+    match until {
+        Until::Done => stranger.say(Say::Done(Empty {})).await,
+        Until::Other => stranger.say(Say::Again(Empty {})).await,
+        _ => {}
     }
+    stranger
 }
 
-fn hello(dir: &Path, version: u32) -> Say {
+pub(super) fn hello(dir: &Path, version: u32) -> Say {
     let text = |name: &str| dir.join(name).display().to_string();
     Say::Hello(Hello {
         version,
@@ -310,7 +320,7 @@ async fn a_new_one_that_dies_at_any_step_before_done_is_not_noticed() {
     let mut there = node.accept().await;
     there.frame().await;
     let steps = [Until::Connected, Until::Hello, Until::Welcome, Until::Parts, Until::All];
-    for (n, until) in (1_u32..).zip(steps) {
+    for (n, until) in (1_u32..).zip(steps.into_iter().chain([Until::Other])) {
         die_at(bench.dir.path(), until).await;
         exchange(&mut joined, b"x").await;
         shim.send(&hypervisor_call(2 * n + 1, "CreateVM", "s2")).await;
@@ -324,6 +334,26 @@ async fn a_new_one_that_dies_at_any_step_before_done_is_not_noticed() {
     there.send(&answer(1, "started")).await;
     assert_eq!(shim.frame().await, answer(1, "started"));
     drop((silent, joined));
+    let dir = bench.stop().await;
+    assert!(!dir.path().join("control.sock").exists(), "its files are its own all the time");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_one_ends_soon_after_its_successor_that_was_told_to_end() {
+    let (bench, mut vm) = (Bench::start().await, Vm::start().await);
+    let mut node = bench.node().await;
+    bench.open(&node, "s1", &[]).await;
+    vm.connect(&node, "s1").await;
+    let mut joined = bench.agent("s1").await;
+    let _echo = echo(vm.accept().await);
+    exchange(&mut joined, b"x").await;
+    let second = bench.successor().await;
+    node.attached_again().await;
+    second.stop().await;
+    exchange(&mut joined, b"not at once").await;
+    ends(&mut joined).await;
+    let dir = bench.ended().await;
+    assert!(!dir.path().join("control.sock").exists(), "nobody serves");
 }
 
 #[tokio::test]
@@ -361,61 +391,6 @@ async fn when_the_successor_dies_later_the_old_one_serves_again() {
 }
 
 #[tokio::test]
-async fn strangers_are_refused_and_told_why() {
-    let bench = Bench::start().await;
-    let dir = bench.dir.path();
-    let refused = async |say: Say| {
-        let mut stranger = Stranger::connect(&dir.join("relay.sock")).await;
-        stranger.say(say).await;
-        match within(stranger.hear()).await {
-            Some(Say::Refused(why)) => why,
-            other => panic!("{other:?}"),
-        }
-    };
-    let newer = refused(hello(dir, VERSION + 1)).await;
-    assert!(newer.contains("stranger") && newer.contains("test"), "{newer}");
-    let elsewhere = refused(hello(Path::new("/elsewhere"), VERSION)).await;
-    assert!(elsewhere.contains("--socket") && elsewhere.contains("/elsewhere"), "{elsewhere}");
-    let rude = refused(Say::Done(Empty {})).await;
-    assert!(rude.contains("Hello"), "{rude}");
-    // A giant length, and bytes that are no message, cost the connection only.
-    for bytes in [&[0xff; 64][..], b"\0\0\0\x02\0\xff\xff", b"\0\0\0\0\x03"] {
-        let mut stream = UnixStream::connect(dir.join("relay.sock")).await.expect("connect");
-        within(stream.write_all(bytes)).await.expect("write");
-        ends(&mut stream).await;
-    }
-}
-
-#[tokio::test]
-async fn an_old_one_that_dies_at_any_step_leaves_a_new_one_that_serves() {
-    for until in [Until::Connected, Until::Hello, Until::Welcome, Until::All] {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let socket = UnixListener::bind(dir.path().join("relay.sock")).expect("bind");
-        let old = async {
-            let mut wire = Stranger::new(socket.accept().await.expect("accept").0);
-            if until != Until::Connected {
-                within(wire.hear()).await.expect("Hello");
-            }
-            if until == Until::Welcome {
-                let about = Some(Default::default());
-                wire.say(Say::Welcome(Welcome { version: VERSION, about })).await;
-            }
-            if until == Until::All {
-                wire.say(Say::Refused("no".to_owned())).await;
-            }
-            drop(socket);
-        };
-        let (relay, ()) = tokio::join!(crate::relay::Relay::bind(options(dir.path())), old);
-        if until == Until::All {
-            let error = relay.expect_err("it was refused");
-            assert!(matches!(error, RelayError::TakeOver(TakeError::Refused(_))), "{error}");
-        } else {
-            relay.unwrap_or_else(|e| panic!("{until:?}: {e}"));
-        }
-    }
-}
-
-#[tokio::test]
 async fn two_that_start_at_once_are_one_in_the_end() {
     let dir = tempfile::tempdir().expect("tempdir");
     let both = [0, 1].map(|_| {
@@ -435,8 +410,12 @@ async fn two_that_start_at_once_are_one_in_the_end() {
 }
 
 #[tokio::test]
-async fn versions_of_the_api_are_agreed_on_or_refused_in_words() {
+async fn versions_are_agreed_on_or_refused_in_words() {
     use crate::proto::relay::{API, oldest_api, spoken};
+    use crate::relay::handover::message::{agreed, oldest};
+    assert_eq!(agreed(VERSION + 1, VERSION), Some(VERSION));
+    assert_eq!(agreed(oldest(), 0), Some(oldest()));
+    assert_eq!((agreed(VERSION + 1, VERSION + 1), agreed(oldest() - 1, 0)), (None, None));
     assert_eq!(spoken(API, 0), Some(API));
     assert_eq!(spoken(API + 1, API), Some(API), "a newer one that still knows ours");
     assert_eq!(spoken(API + 1, 0), None);

@@ -9,6 +9,7 @@ mod interruption;
 mod moving;
 mod session;
 mod sockets;
+mod strangers;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

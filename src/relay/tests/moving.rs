@@ -68,3 +68,27 @@ async fn a_session_whose_frames_are_read_stays_and_goes_on() {
     let _dir = bench.ended().await;
     second.stop().await;
 }
+
+#[tokio::test]
+async fn what_the_node_must_know_of_a_link_and_a_shim_that_are_gone_is_told_again_by_the_next_relay()
+ {
+    let (bench, mut vm) = (Bench::start().await, Vm::start().await);
+    let mut node = bench.node().await;
+    bench.open(&node, "s1", &[]).await;
+    vm.connect(&node, "s1").await;
+    let mut shim = bench.agent("s1").await;
+    shim.write_all(b"x").await.expect("write");
+    drop(vm.accept().await);
+    ends(&mut shim).await;
+    let down = node.event().await;
+    assert!(matches!(down, Event::LinkDown { .. }), "{down:?}");
+    let gone = Event::ShimGone { sandbox: "s1".to_owned() };
+    assert_eq!(node.event().await, gone);
+    let idle = node.held_until("s1", |held| held.idle_ms > 1).await.idle_ms;
+    let second = bench.successor().await;
+    node.attached_again().await;
+    assert_eq!((node.event().await, node.event().await), (down, gone));
+    assert!(node.held("s1").await.idle_ms >= idle, "since it was gone, not since the hand-over");
+    let _dir = bench.ended().await;
+    second.stop().await;
+}

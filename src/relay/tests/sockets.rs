@@ -74,19 +74,25 @@ async fn a_successors_socket_is_not_removed() {
     assert!(path.exists());
 }
 
-/// Connects as nobody, from a thread of its own, and says whether the connection is closed.
-fn closed_for_nobody(path: PathBuf) -> std::io::Result<bool> {
-    std::thread::spawn(move || {
+/// Does it as nobody, in a thread of its own.
+fn as_nobody<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(move || {
         // SAFETY: takes three integers; without the C library's wrapper it is this thread only, and
         // the thread ends here.
         let done = unsafe { nix::libc::syscall(nix::libc::SYS_setresuid, 65534, 65534, 65534) };
         assert_eq!(done, 0, "setresuid");
+        work()
+    });
+    thread.join().expect("thread")
+}
+
+/// Whether a connection of nobody's is closed.
+fn closed_for_nobody(path: PathBuf) -> std::io::Result<bool> {
+    as_nobody(move || {
         let mut stream = std::os::unix::net::UnixStream::connect(path)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
         Ok(std::io::Read::read(&mut stream, &mut [0])? == 0)
     })
-    .join()
-    .expect("thread")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -106,15 +112,31 @@ async fn a_process_of_another_user_is_turned_away() {
     let agent = bench.agent_path("s1");
     open(bench.dir.path(), 0o755);
     open(agent.parent().expect("parent"), 0o755);
-    for path in
-        [bench.dir.path().join("hypervisor.sock"), bench.dir.path().join("control.sock"), agent]
-    {
+    let others = ["hypervisor.sock", "control.sock", "relay.sock"];
+    for path in others.map(|name| bench.dir.path().join(name)).into_iter().chain([agent]) {
         let denied = closed_for_nobody(path.clone()).expect_err("the mode alone keeps them out");
         assert_eq!(denied.kind(), std::io::ErrorKind::PermissionDenied);
         open(&path, 0o666);
         assert!(closed_for_nobody(path).expect("connect"), "the connection is not closed");
     }
-    assert_eq!(node.client.totals().await.expect("totals").peers_refused, 3);
+    assert_eq!(node.client.totals().await.expect("totals").peers_refused, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_taken_over_from_a_process_of_another_user() {
+    if !nix::unistd::geteuid().is_root() {
+        println!(
+            "SKIP relay::tests::sockets::nothing_is_taken_over_from_a_process_of_another_user: needs \
+             root"
+        );
+        return;
+    }
+    let dir = tempfile::tempdir().expect("tempdir");
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).expect("chmod");
+    let path = dir.path().join("relay.sock");
+    let _stranger = as_nobody(move || std::os::unix::net::UnixListener::bind(path).expect("bind"));
+    let error = crate::relay::Relay::bind(options(dir.path())).await.expect_err("not ours");
+    assert!(error.to_string().ends_with("relay.sock is served by user 65534"), "{error}");
 }
 
 #[tokio::test]
