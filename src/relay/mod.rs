@@ -224,6 +224,7 @@ async fn reigns(realm: &Realm, mut inherited: Option<Inherited>) -> Result<(), R
             Over::Told => return Ok(()),
             Over::Late => {
                 tracing::error!("another relay serves, and has no connection to this one: ending");
+                realm.leave_pods().await;
                 return Ok(());
             }
             Over::Successor(successor) => successor,

@@ -110,6 +110,7 @@ impl Giver {
         let given = offered.unwrap_or_else(|_| Err(GiveError::Broken(format!("{OFFER:?} over"))));
         if let Err(why) = given {
             if take_back(&mut wire) {
+                self.sockets.disown();
                 frozen.moved();
                 return Err(GiveError::Late);
             }

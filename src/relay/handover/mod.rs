@@ -118,6 +118,14 @@ impl Stranger {
         self.0.send(say, with).await.expect("send");
     }
 
+    /// In one piece.
+    pub(super) async fn say_at_once(&mut self, all: &[message::Say]) {
+        for say in all {
+            wire::put(&mut self.0.out, say.clone(), 0);
+        }
+        flush(&self.0.stream, &mut self.0.out).await.expect("send");
+    }
+
     /// Descriptors are dropped.
     pub(super) async fn hear(&mut self) -> Option<message::Say> {
         self.0.recv(wire::LARGEST).await.expect("receive").and_then(|(say, _)| say)

@@ -91,6 +91,22 @@ async fn one_that_falls_silent_before_done_is_given_up_and_the_next_one_takes_ov
     second.stop().await;
 }
 
+#[tokio::test]
+async fn when_it_is_not_clear_who_serves_it_is_the_one_that_has_said_done() {
+    let bench = Bench::start().await;
+    let node = bench.node().await;
+    bench.open(&node, "s1", &[]).await;
+    let mut other = come_to(bench.dir.path(), Until::All).await;
+    // The old one gives up for the first word, and finds the second.
+    other.say_at_once(&[Say::Again(Empty {}), Say::Done(Empty {})]).await;
+    let agent = bench.agent_path("s1");
+    let dir = bench.ended().await;
+    for socket in ["hypervisor.sock", "control.sock", "relay.sock"] {
+        assert!(dir.path().join(socket).exists(), "{socket} is the other one's");
+    }
+    assert!(agent.exists(), "and so is the pod's");
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_that_never_hands_over_is_an_error_in_the_end() {
     for hangs in [false, true] {
