@@ -9,6 +9,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -237,6 +238,28 @@ fn run_starts_both_and_brings_back_the_node_alone() {
     let out = said(&program(), &["status", "--probe-port", &port], &[]);
     assert_eq!(out.status.code(), Some(1));
     assert!(text(&out.stderr).contains("is it running?"), "{}", text(&out.stderr));
+}
+
+#[test]
+fn systemd_hears_of_the_parent_alone_and_that_it_is_ready_once_the_node_serves() {
+    let daemon = Daemon::new();
+    let path = daemon.path("notify");
+    let socket = UnixDatagram::bind(&path).expect("bound");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let hear = || {
+        let mut words = [0; 256];
+        let length = socket.recv(&mut words).expect("a word");
+        text(&words[..length]).trim().to_owned()
+    };
+    let mut run = daemon.command("run").env("NOTIFY_SOCKET", &path).spawn().expect("started");
+    assert_eq!(hear(), "READY=1");
+    assert_eq!(daemon.get("/startup").map(|(code, _)| code), Some(200));
+    send(id(&run), Signal::SIGTERM);
+    assert_eq!(hear(), "STOPPING=1");
+    assert_eq!(exit_code(&mut run), Some(0));
+    socket.set_nonblocking(true).expect("nonblocking");
+    let more = socket.recv(&mut [0; 256]).map_err(|e| e.kind());
+    assert_eq!(more, Err(std::io::ErrorKind::WouldBlock), "a child has spoken");
 }
 
 #[test]
