@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use peerpod_it::bed::{PATIENCE, signal};
 use peerpod_it::{Bed, root};
 use peerpod_netlink::{Handle, Netns};
-use peerpod_standin::lab::{Binaries, Daemon, DaemonOptions, Lab};
+use peerpod_standin::lab::{Binaries, Daemon, DaemonOptions, Lab, wait_for};
 use peerpod_standin::shim::{PodSpec, Profile, Shim};
 
 const INVALID: Option<i32> = Some(3);
@@ -277,5 +277,24 @@ async fn sigterm_ends_the_daemon_and_not_the_pods() {
     bed.daemon.start_node(None).await.unwrap();
     bed.daemon.ready().await.unwrap();
     tokio::time::timeout(Duration::from_secs(30), shim.stop()).await.unwrap().unwrap();
+    bed.end().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigint_ends_the_pods_with_the_daemon_and_nothing_is_left_of_them() {
+    if !root("sigint_ends_the_pods_with_the_daemon_and_nothing_is_left_of_them") {
+        return;
+    }
+    let mut bed = Bed::new(&["--orphan-grace=1s"]).await.unwrap();
+    let (_net, shim) = bed.boot(Profile::GoLike, 1).await.unwrap();
+    signal(bed.daemon.run_pid().unwrap(), nix::sys::signal::Signal::SIGINT).unwrap();
+    let ended = || async { Ok(bed.daemon.relay_pid().is_none().then_some(())) };
+    wait_for("the relay's end", PATIENCE, ended).await.unwrap();
+    bed.daemon.kill_run().await.unwrap();
+    // From now on whoever is their parent.
+    assert_eq!((bed.daemon.node_pid(), bed.daemon.relay_pid()), (None, None));
+    drop(shim);
+    bed.daemon.start_run().await.unwrap();
+    bed.daemon.ready().await.unwrap();
     bed.end().await.unwrap();
 }
