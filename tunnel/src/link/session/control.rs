@@ -8,7 +8,7 @@
 //!
 //! Fields may be added to a message at any time; a message whose meaning changes gets a new type.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::MAX_MESSAGE;
 use super::frame::Violation;
@@ -20,10 +20,14 @@ const HEAD: usize = 8;
 const MUST: u16 = 0x8000;
 /// Characters of a word in an [`Interruption`].
 const WORD: usize = 32;
+/// Characters of the problem of a [`Taken`].
+const PROBLEM: usize = 300;
 const ABOUT: u16 = 1;
+const TAKEN: u16 = 2;
 const WATCH: u16 = 3;
 const INTERRUPTION: u16 = 4;
 const CLOSING: u16 = MUST | 1;
+const PIECE: u16 = MUST | 2;
 
 /// Who speaks; each side's first message.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -34,6 +38,47 @@ pub struct About {
     /// The sender's process, for people.
     #[prost(uint32, tag = "2")]
     pub pid: u32,
+    /// The VM's: it takes [`Piece`]s.
+    #[prost(bool, tag = "3")]
+    pub takes_files: bool,
+}
+
+/// The worker's: a piece of a file that had no room in the VM's user data.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[prost(skip_debug)]
+pub struct Piece {
+    /// Where it belongs in the VM.
+    #[prost(string, tag = "1")]
+    pub path: String,
+    /// How much of the file came before it, in bytes.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// At most [`super::MAX_PIECE`] bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub content: Bytes,
+}
+
+/// Files hold credentials.
+impl std::fmt::Debug for Piece {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes of {} from {}", self.content.len(), self.path, self.offset)
+    }
+}
+
+/// The VM's: all files are there, or why they are not taken.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Taken {
+    /// What is wrong, for people; empty: nothing.
+    #[prost(string, tag = "1")]
+    pub problem: String,
+}
+
+impl Taken {
+    /// Cut to what can be logged.
+    pub(super) fn bounded(self) -> Self {
+        let problem = self.problem.chars().filter(|c| !c.is_control()).take(PROBLEM).collect();
+        Self { problem }
+    }
 }
 
 /// The session is over, on purpose; nothing is said after it.
@@ -73,17 +118,28 @@ impl Interruption {
     }
 }
 
+impl About {
+    /// Cut to what can be logged.
+    pub(super) fn bounded_build(&self) -> String {
+        self.build.chars().filter(|c| !c.is_control()).take(WORD).collect()
+    }
+}
+
 /// A message of either side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Type 1.
     About(About),
+    /// Type 2.
+    Taken(Taken),
     /// Type 3.
     Watch(Watch),
     /// Type 4.
     Interruption(Interruption),
     /// Type 0x8001.
     Closing(Closing),
+    /// Type 0x8002.
+    Piece(Piece),
 }
 
 impl Message {
@@ -91,9 +147,11 @@ impl Message {
     pub(super) fn encode(&self) -> Vec<u8> {
         let (kind, payload) = match self {
             Self::About(m) => (ABOUT, prost::Message::encode_to_vec(m)),
+            Self::Taken(m) => (TAKEN, prost::Message::encode_to_vec(m)),
             Self::Watch(m) => (WATCH, prost::Message::encode_to_vec(m)),
             Self::Interruption(m) => (INTERRUPTION, prost::Message::encode_to_vec(m)),
             Self::Closing(m) => (CLOSING, prost::Message::encode_to_vec(m)),
+            Self::Piece(m) => (PIECE, prost::Message::encode_to_vec(m)),
         };
         let mut out = BytesMut::with_capacity(HEAD + payload.len());
         out.put_u16(kind);
@@ -120,9 +178,11 @@ pub(super) fn take(queue: &mut Queue) -> Result<Option<Message>, Violation> {
         let payload = whole.get(HEAD..).unwrap_or_default();
         match kind {
             ABOUT => return decode(payload).map(Message::About).map(Some),
+            TAKEN => return decode(payload).map(Message::Taken).map(Some),
             WATCH => return decode(payload).map(Message::Watch).map(Some),
             INTERRUPTION => return decode(payload).map(Message::Interruption).map(Some),
             CLOSING => return decode(payload).map(Message::Closing).map(Some),
+            PIECE => return decode(payload).map(Message::Piece).map(Some),
             MUST.. => return Err(Violation::UnknownMessage(kind)),
             _ => {}
         }
@@ -143,7 +203,7 @@ mod tests {
     use super::*;
 
     fn about() -> Message {
-        Message::About(About { build: "podvm 1".to_owned(), pid: 7 })
+        Message::About(About { build: "podvm 1".to_owned(), pid: 7, takes_files: true })
     }
 
     fn raw(kind: u16, length: u32, payload: &[u8]) -> Vec<u8> {
@@ -157,7 +217,11 @@ mod tests {
         let words = ["preempt", "gcp"].map(str::to_owned);
         let [kind, source] = words;
         let interruption = Message::Interruption(Interruption { kind, deadline_ms: 7, source });
-        let all = [&about(), &watch, &interruption, &closing].map(|m| m.encode()).concat();
+        let taken = Message::Taken(Taken { problem: "none".to_owned() });
+        let content = Bytes::from_static(b"x");
+        let piece = Message::Piece(Piece { path: "/a".to_owned(), offset: 9, content });
+        let after = [&watch, &interruption, &taken, &piece, &closing];
+        let all = [about().encode(), after.map(Message::encode).concat()].concat();
         let (first, rest) = all.split_at(about().encode().len());
         let bytes = [first, &raw(77, 3, b"new"), rest].concat();
         let (mut queue, mut seen) = (Queue::default(), Vec::new());
@@ -165,7 +229,7 @@ mod tests {
             queue.push_slice(&[byte]);
             seen.extend(take(&mut queue).expect("take"));
         }
-        assert_eq!(seen, [about(), watch, interruption, closing]);
+        assert_eq!(seen, [about(), watch, interruption, taken, piece, closing]);
         assert!(queue.is_empty());
     }
 

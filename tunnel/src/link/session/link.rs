@@ -17,9 +17,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::control::{About, Interruption, Message, Watch};
+use super::control::{About, Interruption, Message, Taken, Watch};
 use super::drive::{Ended, drive};
 use super::export::{Export, ExportError};
+use super::files::{Arriving, Coming};
 use super::frame::{Greeting, SessionId, Violation};
 use super::interruption::Word;
 use super::machine::{Event, Machine, Over, Side};
@@ -47,7 +48,7 @@ pub(super) struct Inner {
     driver: Option<Waker>,
     pub(super) waiting: BTreeMap<u32, Waiting>,
     pub(super) opened: Vec<u32>,
-    about: Option<About>,
+    pub(super) about: Option<About>,
     /// The cloud's word, for a VM's session to pass on.
     pub(super) word: Option<Arc<Word>>,
     /// The worker has asked for it, and whether it was told.
@@ -55,6 +56,11 @@ pub(super) struct Inner {
     pub(super) told: bool,
     /// What the VM has passed on.
     interruption: Option<Interruption>,
+    /// Files for the VM, for a VM's session to take.
+    pub(super) coming: Option<Arc<Coming>>,
+    pub(super) arriving: Arriving,
+    /// What the VM has said to those of a worker's.
+    pub(super) taken: Option<Taken>,
     stand: watch::Sender<Stand>,
 }
 
@@ -67,9 +73,14 @@ impl Inner {
                 Event::Writable(id) => self.wake(id, false, true),
                 Event::Reset(id) => self.wake(id, true, true),
                 Event::Opened(id) => self.opened.push(id),
-                Event::Told(Message::About(about)) => self.about = Some(about),
+                Event::Told(Message::About(about)) => {
+                    self.about = Some(about);
+                    self.nudge();
+                }
                 Event::Told(Message::Watch(_)) => self.hear_watch(),
                 Event::Told(Message::Interruption(said)) => self.hear_interruption(said),
+                Event::Told(Message::Taken(taken)) => self.hear_taken(taken),
+                Event::Told(Message::Piece(piece)) => self.hear_piece(&piece),
                 Event::Told(Message::Closing(_)) => {}
                 Event::Over => self.wake_all(),
             }
@@ -89,8 +100,13 @@ impl Inner {
         // A VM has nobody to hear it from.
         if self.word.is_none() {
             self.interruption = Some(said.bounded());
-            self.stand.send_modify(|_| {});
+            self.nudge();
         }
+    }
+
+    /// Whoever waits for something that was said looks again.
+    pub(super) fn nudge(&self) {
+        self.stand.send_modify(|_| {});
     }
 
     fn wake(&mut self, id: u32, reader: bool, writer: bool) {
@@ -157,7 +173,7 @@ impl Shared {
 pub struct Link(pub(super) Arc<Shared>);
 
 impl Link {
-    fn with(machine: Machine) -> Self {
+    pub(super) fn with(machine: Machine) -> Self {
         let inner = Inner {
             machine,
             connection: 0,
@@ -169,6 +185,9 @@ impl Link {
             asked: false,
             told: false,
             interruption: None,
+            coming: None,
+            arriving: Arriving::default(),
+            taken: None,
             stand: watch::Sender::new(Stand::Apart),
         };
         Self(Arc::new(Shared { begin: Instant::now(), inner: Mutex::new(inner) }))
@@ -180,15 +199,19 @@ impl Link {
         Self::new(Side::Worker, None, build, keep)
     }
 
-    pub(super) fn vm(id: SessionId, build: &str, word: &Arc<Word>) -> Self {
+    pub(super) fn vm(id: SessionId, build: &str, word: &Arc<Word>, coming: &Arc<Coming>) -> Self {
         let link = Self::new(Side::Vm, Some(id), build, Duration::ZERO);
-        link.0.lock().word = Some(Arc::clone(word));
+        let mut inner = link.0.lock();
+        inner.word = Some(Arc::clone(word));
+        inner.coming = Some(Arc::clone(coming));
+        drop(inner);
         link
     }
 
     fn new(side: Side, id: Option<SessionId>, build: &str, keep: Duration) -> Self {
         let mut machine = Machine::new(side, id, keep);
-        let about = About { build: build.to_owned(), pid: std::process::id() };
+        let takes_files = side == Side::Vm;
+        let about = About { build: build.to_owned(), pid: std::process::id(), takes_files };
         // The first message of a session always fits.
         machine.tell(&Message::About(about));
         Self::with(machine)
@@ -320,6 +343,25 @@ impl Link {
             stand.mark_unchanged();
             if let Some(said) = self.interruption().filter(|said| Some(said) != known) {
                 return said;
+            }
+            // The sender lives in the session itself.
+            let _ = stand.changed().await;
+        }
+    }
+
+    /// Waits until the other side has said what `look` finds.
+    pub(super) async fn wait_for<T>(&self, look: impl Fn(&Inner) -> Option<T>) -> Result<T, Over> {
+        let mut stand = self.0.lock().stand.subscribe();
+        loop {
+            stand.mark_unchanged();
+            let (found, over) = {
+                let inner = self.0.lock();
+                (look(&inner), inner.machine.over().cloned())
+            };
+            match (found, over) {
+                (Some(found), _) => return Ok(found),
+                (None, Some(over)) => return Err(over),
+                (None, None) => {}
             }
             // The sender lives in the session itself.
             let _ = stand.changed().await;

@@ -19,6 +19,7 @@ mod clock;
 mod control;
 mod drive;
 mod export;
+mod files;
 mod flow;
 mod frame;
 mod interruption;
@@ -36,9 +37,10 @@ mod vm;
 
 use std::time::Duration;
 
-pub use control::{About, Closing, Interruption, Message, Watch};
+pub use control::{About, Closing, Interruption, Message, Piece, Taken, Watch};
 pub use drive::Ended;
 pub use export::{Export, ExportError};
+pub use files::{DeliverError, Files};
 pub use frame::{Greeting, HEAD, Head, Refusal, SessionId, Type, Violation};
 pub use link::Link;
 pub use machine::{Event, Machine, Over, Side};
@@ -61,6 +63,10 @@ pub const MAX_DATA: usize = 64 << 10;
 pub const MAX_GREETING: usize = 8 << 10;
 /// Bytes of a control message.
 pub const MAX_MESSAGE: usize = 64 << 10;
+/// Bytes of a file in one message.
+pub const MAX_PIECE: usize = 32 << 10;
+/// Bytes of all files that go into a VM: less than the control stream's [`WINDOW`], so that they go at once.
+pub const MAX_FILES: usize = 768 << 10;
 /// Unacknowledged bytes of a stream and direction. Also what the control stream may have.
 pub const WINDOW: usize = 1 << 20;
 /// What every stream may have, however full the others are.

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use super::drive::{Ended, drive};
+use super::files::Coming;
 use super::frame::{Greeting, Head, Refusal, SessionId, Type, Violation};
 use super::interruption::Word;
 use super::link::Link;
@@ -61,6 +62,7 @@ pub struct Sessions {
     build: String,
     all: Mutex<BTreeMap<SessionId, Entry>>,
     pub(super) word: Arc<Word>,
+    pub(super) coming: Arc<Coming>,
 }
 
 /// How a connection of the worker's ended.
@@ -77,7 +79,8 @@ pub enum Served {
 impl Sessions {
     /// None yet. `build` tells workers who we are.
     pub fn new(build: &str) -> Self {
-        Self { build: build.to_owned(), all: Mutex::default(), word: Arc::default() }
+        let (word, coming) = Default::default();
+        Self { build: build.to_owned(), all: Mutex::default(), word, coming }
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<SessionId, Entry>> {
@@ -126,7 +129,7 @@ impl Sessions {
             None => {
                 make_room(&mut all)?;
                 let id = SessionId::random();
-                let link = Link::vm(id, &self.build, &self.word);
+                let link = Link::vm(id, &self.build, &self.word, &self.coming);
                 let entry = Entry { link: link.clone(), owner: owner.clone(), parted: None };
                 all.insert(id, entry);
                 (id, link)

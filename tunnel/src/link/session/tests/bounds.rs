@@ -235,7 +235,7 @@ fn a_greeting_of_another_session_without_control_or_once_more_ends_the_session()
 fn a_worker_opens_no_more_streams_and_tells_no_more_than_it_may() {
     let (mut worker, _) = pair();
     assert_eq!(std::iter::from_fn(|| worker.open()).take(9999).count(), MAX_STREAMS);
-    let about = Message::About(About { build: "x".repeat(60_000), pid: 1 });
+    let about = Message::About(About { build: "x".repeat(60_000), pid: 1, takes_files: false });
     let told = (0..9999).take_while(|_| worker.tell(&about)).count();
     assert!(told > 1 && worker.memory() <= WINDOW, "{told}");
 }

@@ -4,8 +4,11 @@ mod acks;
 mod bounds;
 mod cuts;
 mod ends;
+mod files;
 mod interruption;
 mod paths;
+
+use std::sync::Arc;
 
 use bytes::BytesMut;
 
