@@ -1,5 +1,5 @@
 //! apf.json: what the forwarder in the VM is told. Field names and value forms are upstream's;
-//! what upstream cannot say stands in one more object, `peerpod`, which its reader ignores.
+//! what upstream cannot say stands in additional objects, `peerpod`, which its reader ignores.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -10,6 +10,10 @@ use peerpod_tunnel::network::guest::GuestNetwork;
 use peerpod_tunnel::network::{MAX_VNI, MIN_MTU, MacText, Neighbor, PodNetwork, Route};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+mod follow;
+
+pub use follow::{Ours, ToFollow};
 
 /// UDP port of an upstream worker that names none.
 const UPSTREAM_VXLAN_PORT: u16 = 4789;
@@ -44,6 +48,9 @@ pub struct Apf {
     /// IANA names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tls_cipher_suites: Vec<String>,
+    /// What upstream cannot say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peerpod: Option<Ours>,
 }
 
 /// The tunnel as upstream describes it.
@@ -94,7 +101,7 @@ pub struct ApfNetwork {
     pub peerpod: Option<Extension>,
 }
 
-/// Our one additional object: the second family of a dual-stack pod, and the worker's further
+/// The network's additional object: the second family of a dual-stack pod, and the worker's further
 /// addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]

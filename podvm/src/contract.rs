@@ -15,6 +15,8 @@ pub const SCRATCH_MARKER: &str = "/run/peerpod/scratch-space.marker";
 /// Everything a worker may send; anything else is skipped and counted.
 pub const ALLOWED: [&str; 6] =
     ["/run/peerpod/aa.toml", "/run/peerpod/cdh.toml", APF, AUTH, INITDATA, SCRATCH_MARKER];
+/// What may come over the agent link where it has no room in the user data.
+pub const TO_FOLLOW: [&str; 2] = [AUTH, INITDATA];
 /// Where a NoCloud disk is mounted, and where the user data lie on it.
 pub const USER_DATA: &str = "/media/cidata/user-data";
 /// The pod's network namespace in the VM.

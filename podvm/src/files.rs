@@ -38,15 +38,8 @@ pub(crate) enum FilesError {
 /// When a file cannot be written or the initdata are broken; then there is no aa.toml of theirs and
 /// nothing that is measured starts.
 pub(crate) fn provision(run_dir: &Path, sent: &[File]) -> Result<(), FilesError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(run_dir)
-        .map_err(|source| FilesError::Directory { path: run_dir.to_owned(), source })?;
-    let (aa, others): (Vec<_>, Vec<_>) = sent.iter().partition(|f| name(f) == AA);
-    for file in others {
-        write(run_dir, name(file), file.content.as_bytes())?;
-    }
+    keep(run_dir, sent)?;
+    let aa = sent.iter().find(|file| name(file) == AA);
     let measured = read_initdata(&run_dir.join("initdata"))?;
     let initdata = match &measured {
         Some(wrapped) => Initdata::decode(wrapped)?,
@@ -57,12 +50,28 @@ pub(crate) fn provision(run_dir: &Path, sent: &[File]) -> Result<(), FilesError>
         write(run_dir, name, text.as_bytes())?;
     }
     let extracted = initdata.files().find(|(name, _)| *name == AA).map(|(_, text)| text);
-    let text = match (&measured, aa.first()) {
+    let text = match (&measured, aa) {
         // What is measured stands over what was only sent, and that over the dummy.
         (None, Some(file)) => Some(file.content.as_str()),
         (_, file) => extracted.or(file.map(|f| f.content.as_str())),
     };
     text.map_or(Ok(()), |text| write(run_dir, AA, text.as_bytes()))
+}
+
+/// Writes what was sent, but for what starts the attestation agent: more is to come before that.
+///
+/// # Errors
+/// When a file cannot be written.
+pub(crate) fn keep(run_dir: &Path, sent: &[File]) -> Result<(), FilesError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(run_dir)
+        .map_err(|source| FilesError::Directory { path: run_dir.to_owned(), source })?;
+    for file in sent.iter().filter(|file| name(file) != AA) {
+        write(run_dir, name(file), file.content.as_bytes())?;
+    }
+    Ok(())
 }
 
 fn name(file: &File) -> &str {

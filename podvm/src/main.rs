@@ -3,6 +3,7 @@
 //! ```text
 //!   run:  user data ─▶ files in /run/peerpod ─▶ apf.json ─▶ pod network ─▶ forwarder ─▶ READY=1
 //!         └ process-user-data ┘                 └────────── forwarder ──────────────┘
+//!                            └ what had no room there comes over the forwarder's link, before READY=1
 //! ```
 //!
 //! The two halves are also there alone, under the names and with the flags of the upstream
@@ -10,6 +11,7 @@
 
 mod cli;
 mod files;
+mod follow;
 mod forwarder;
 mod interruption;
 mod listener;

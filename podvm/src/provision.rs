@@ -1,14 +1,17 @@
 //! User data to files: fetched and read again and again until they are there and whole, or the time
 //! is over.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use podvm::cloud_config::{self, CloudConfigError};
+use podvm::apf::Apf;
+use podvm::cloud_config::{self, CloudConfigError, File};
+use podvm::contract::APF;
 use tokio::time::Instant;
 
 use crate::cli;
 use crate::files::{self, FilesError};
+use crate::follow;
 use crate::userdata::{self, UserDataError};
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -92,6 +95,18 @@ async fn once(args: &cli::UserData, need: Option<&PathBuf>) -> Result<(), Provis
         }
     };
     let run_dir = args.run_dir.clone();
-    tokio::task::spawn_blocking(move || files::provision(&run_dir, &sent)).await??;
+    tokio::task::spawn_blocking(move || write(&run_dir, &sent)).await??;
     Ok(())
+}
+
+/// What follows from files that are still to come is not written before they are there.
+fn write(run_dir: &Path, sent: &[File]) -> Result<(), FilesError> {
+    let apf = sent.iter().find(|file| file.path == APF);
+    // What is wrong with it the forwarder says, which needs all of it.
+    let apf = apf.and_then(|file| Apf::parse(&file.content).ok()).unwrap_or_default();
+    let promised = apf.to_follow().unwrap_or_default();
+    if follow::missing(run_dir, promised).is_empty() {
+        return files::provision(run_dir, sent);
+    }
+    files::keep(run_dir, sent)
 }

@@ -9,11 +9,12 @@ use peerpod_tunnel::link::Secret;
 use peerpod_tunnel::link::session;
 use peerpod_tunnel::link::tls::{Profile, ServerTls};
 use peerpod_tunnel::network::guest::GuestNetwork;
-use podvm::apf::Apf;
+use podvm::apf::{Apf, ToFollow};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use crate::follow::{self, Missing};
 use crate::forwarder::{Forwarder, Settings};
 use crate::volumes::hand::Hand;
 use crate::volumes::{self, Volumes};
@@ -103,6 +104,7 @@ async fn serve(
     let tls = tls.map(|tls| tls.config_offering(sessions)).transpose();
     let tls = tls.context("the forwarder's TLS")?;
     let network = guest_network(args, &apf)?;
+    let settings = settings(args, config, apf.to_follow()?);
     raise_file_limit();
     if let Some(guest) = &network {
         let Some(underlay) = network::up(guest, args.network_wait, &stop).await? else {
@@ -110,7 +112,7 @@ async fn serve(
         };
         tracing::info!(worker = %underlay.worker, vni = guest.vni, "pod network stands");
     }
-    let served = listen_and_serve(args, config, begun, tls, stop).await;
+    let served = listen_and_serve(args, settings, begun, tls, stop).await;
     if let Some(guest) = network {
         network::down(guest).await?;
         tracing::info!("pod network taken away");
@@ -120,7 +122,7 @@ async fn serve(
 
 async fn listen_and_serve(
     args: &cli::Serve,
-    config: &Path,
+    settings: Settings,
     begun: Begun,
     tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
     stop: CancellationToken,
@@ -131,13 +133,17 @@ async fn listen_and_serve(
     };
     let address = listener::name(&listener);
     let volumes = Volumes::new(volumes(&args.volumes), begun.hand);
-    let forwarder = Forwarder::new(listener, settings(args, config), tls, volumes);
+    let forwarder = Forwarder::new(listener, settings, tls, volumes);
     tracing::info!(%address, "forwarder serves");
-    peerpod_tunnel::wipe::end();
-    notify(&[sd_notify::NotifyState::Ready]);
-    forwarder.serve(stop).await;
+    forwarder.serve(stop, ready).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     Ok(())
+}
+
+/// All files are there; no more secrets are to come.
+fn ready() {
+    peerpod_tunnel::wipe::end();
+    notify(&[sd_notify::NotifyState::Ready]);
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
@@ -146,8 +152,9 @@ fn notify(state: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
-fn settings(args: &cli::Serve, config: &Path) -> Settings {
+fn settings(args: &cli::Serve, config: &Path, promised: &[ToFollow]) -> Settings {
     let dir = config.parent().unwrap_or(Path::new("/"));
+    let missing = Missing { files: follow::missing(dir, promised), run_dir: dir.to_owned() };
     Settings {
         agent_socket: args.kata_agent_socket.clone(),
         kept_socket: dir.join("agent.kept.sock"),
@@ -158,6 +165,7 @@ fn settings(args: &cli::Serve, config: &Path) -> Settings {
             source: args.notices.spot_notice,
             address: args.notices.spot_notice_address.clone(),
         },
+        missing,
     }
 }
 

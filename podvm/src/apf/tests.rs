@@ -125,3 +125,32 @@ fn a_broken_file_does_not_show_its_text() {
     let error = Apf::parse("{\"tls-server-key\": \"SECRET").expect_err("broken").to_string();
     assert!(error.contains("line 1") && !error.contains("SECRET"), "{error}");
 }
+
+#[test]
+fn files_that_are_to_follow_are_promised_by_size_and_digest() {
+    let initdata = ToFollow::of(crate::contract::INITDATA, b"abc");
+    // printf abc | sha256sum
+    assert!(initdata.sha256.starts_with("ba7816bf8f01cfea") && initdata.size == 3);
+    let apf = |files: &[&ToFollow]| Apf {
+        peerpod: Some(Ours { files: files.iter().map(|&f| f.clone()).collect() }),
+        ..Apf::default()
+    };
+    let text = apf(&[&initdata]).render().expect("render");
+    let back = Apf::parse(&text).expect("parse");
+    assert_eq!(back.to_follow().expect("check"), std::slice::from_ref(&initdata));
+    assert!(
+        !Apf::default().render().expect("render").contains("peerpod"),
+        "upstream's, to the byte"
+    );
+
+    let elsewhere = ToFollow::of("/etc/shadow", b"");
+    let large = ToFollow { size: 800_000, ..initdata.clone() };
+    for (files, why) in [
+        (&[&elsewhere][..], "\"/etc/shadow\" cannot come over the link"),
+        (&[&initdata, &initdata], "is there twice"),
+        (&[&large], "at most 786432 bytes in all"),
+    ] {
+        let error = apf(files).to_follow().expect_err(why).to_string();
+        assert!(error.starts_with("apf.json: peerpod.files: ") && error.contains(why), "{error}");
+    }
+}

@@ -33,6 +33,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::follow::{self, Missing};
 use crate::interruption;
 use crate::volumes::Volumes;
 use agent::Agent;
@@ -67,6 +68,8 @@ pub(crate) struct Settings {
     pub(crate) frame_stall: Duration,
     /// Who says that the VM is taken back.
     pub(crate) notices: interruption::Settings,
+    /// Files that are still to come.
+    pub(crate) missing: Missing,
 }
 
 /// What all connections share.
@@ -87,6 +90,7 @@ pub(crate) struct Forwarder {
     listener: TcpListener,
     shared: Arc<Shared>,
     notices: interruption::Settings,
+    missing: Missing,
 }
 
 impl Forwarder {
@@ -108,15 +112,25 @@ impl Forwarder {
             notices: Notices::default(),
             sessions: Sessions::new(&format!("podvm {}", env!("CARGO_PKG_VERSION"))),
         };
-        Self { listener, shared: Arc::new(shared), notices: settings.notices }
+        let Settings { notices, missing, .. } = settings;
+        shared.sessions.want(missing.files.iter().map(|file| (file.path.clone(), file.size)));
+        Self { listener, shared: Arc::new(shared), notices, missing }
     }
 
-    /// Serves until told to stop, then lets connections come to rest.
-    pub(crate) async fn serve(self, stop: CancellationToken) {
+    /// Serves until told to stop, then lets connections come to rest. `ready` is called when all files
+    /// are there.
+    pub(crate) async fn serve(self, stop: CancellationToken, ready: fn()) {
         let tasks = TaskTracker::new();
         let (shared, notices, over) = (self.shared.clone(), self.notices.clone(), stop.clone());
         tasks.spawn(async move {
             over.run_until_cancelled(interruption::pass_on(&notices, &shared.sessions)).await;
+        });
+        let (shared, missing, over) = (self.shared.clone(), self.missing.clone(), stop.clone());
+        tasks.spawn(async move {
+            let came = over.run_until_cancelled(follow::receive(&missing, &shared.sessions)).await;
+            if came.is_some() {
+                ready();
+            }
         });
         let mut look = tokio::time::interval(LOOK);
         loop {

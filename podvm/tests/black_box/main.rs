@@ -11,6 +11,7 @@
 mod bounds;
 mod calls;
 mod certs;
+mod follow;
 mod hostile;
 mod interruption;
 mod lab;
