@@ -84,6 +84,8 @@ points! {
     SaveMadeAfter "save-made.after" "C8" World "the VM's id and address are kept";
     AttachBefore "attach.before" "C10" World "the tunnel is about to be made";
     AttachAfter "attach.after" "C12" World "the tunnel stands";
+    DeliverBefore "deliver.before" "C13" World "files without room in the user data are about to be sent";
+    DeliverAfter "deliver.after" "C13" World "the VM has them, nothing says so here";
     ReadyBefore "ready.before" "C13" World "the VM is about to be probed";
     ReadyAfter "ready.after" "C13" World "the VM has answered";
     ConnectBefore "connect.before" "C14" World "the relay is about to be told to dial the VM";
@@ -249,8 +251,8 @@ mod tests {
     #[test]
     fn every_step_that_is_observed_has_both_its_points() {
         let steps = [
-            "plan", "open", "create", "attach", "ready", "connect", "close", "detach", "delete",
-            "list", "forget", "verify",
+            "plan", "open", "create", "attach", "deliver", "ready", "connect", "close", "detach",
+            "delete", "list", "forget", "verify",
         ];
         for step in steps {
             assert!(Point::of(step, Side::Before).is_some(), "{step}");

@@ -5,7 +5,7 @@
 //!   PodRequest ─┬─ size::choose ─────────────────▶ candidates (types × markets × zones)
 //!   PodNetwork ─┼─ apf.json ┐
 //!   Issued ─────┘  initdata ├─ cloud-config ─────▶ VmSpec (name, tags, user data, image)
-//!                  auth.json┘  within the cloud's limit
+//!                  auth.json┘  within the cloud's limit; what has no room follows over the link
 //! ```
 
 mod cost;
@@ -17,6 +17,7 @@ use peerpod_providers::size::{self, Choice, SizeError, SizeRequest, SizeRules};
 use peerpod_providers::tags::TagRoom;
 use peerpod_providers::{Candidate, InstanceType, Market, UserDataLimit, VmName, VmSpec, tags};
 use peerpod_tunnel::link::Secret;
+use peerpod_tunnel::link::session::MAX_FILES;
 use peerpod_tunnel::link::tls::Profile;
 use peerpod_tunnel::network::PodNetwork;
 use podvm::cloud_config::CloudConfigError;
@@ -28,6 +29,8 @@ use crate::pki::Issued;
 use crate::pod::edit;
 use crate::request::PodRequest;
 use crate::volumes::{PodVolume, PodVolumes};
+
+pub use user_data::FollowFile;
 
 /// More attempts than that only delay the message that there is no room (providers.md 2.9).
 const CANDIDATES_MAX: usize = 8;
@@ -110,6 +113,9 @@ pub struct Plan {
     /// Disks of the pod's own that the VM has.
     #[serde(default, skip_serializing_if = "PodVolumes::is_empty")]
     pub volumes: PodVolumes,
+    /// Files that the VM must be sent before the pod begins.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub follow: Vec<FollowFile>,
     /// Lines for the timeline.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -149,6 +155,16 @@ pub enum PlanError {
         /// Its length in bytes.
         part_size: usize,
     },
+    /// More than goes over the link.
+    #[error(
+        "{parts}: {size} bytes that have no room in the user data, at most {MAX_FILES} follow over the link"
+    )]
+    FollowTooLarge {
+        /// Paths of the files.
+        parts: String,
+        /// Their length in bytes.
+        size: usize,
+    },
     /// apf.json cannot be written.
     #[error("writing apf.json")]
     Apf(#[from] serde_json::Error),
@@ -179,10 +195,12 @@ pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError>
         tracing::info!(sandbox = %request.sandbox, "Choosing {image} as the image of this pod");
     }
     let mut tags = all_tags(request, rules)?;
-    let notes = cost::add(&mut tags, input.labels, rules);
+    let mut notes = cost::add(&mut tags, input.labels, rules);
+    let (user_data, follow) = user_data::make(input, rules)?;
+    notes.extend(follow.iter().map(FollowFile::note));
     let spec = VmSpec {
         tags,
-        user_data: user_data::make(input, rules)?,
+        user_data,
         image: request.image.clone(),
         disk_gib: rules.disk_gib,
         gpus: request.gpus,
@@ -201,6 +219,7 @@ pub fn plan(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Plan, PlanError>
             Vec::new()
         },
         volumes: input.volumes.clone(),
+        follow,
         notes,
         server_name: issued.unwrap_or(input.name.as_str()).to_owned(),
         authority: input.issued.and_then(|i| i.authority.clone()),

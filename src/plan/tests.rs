@@ -13,6 +13,8 @@ use super::*;
 use crate::labels::label;
 use crate::pod::samples;
 
+mod room;
+
 fn network() -> PodNetwork {
     PodNetwork {
         interface: "eth0".to_owned(),
@@ -259,42 +261,6 @@ fn credentials_that_no_image_takes_are_refused_with_their_size() {
     let broken = Secret::new(" \u{1}".to_owned());
     let error = make_with(&request(), &rules(), None, Some(&broken)).expect_err("no text");
     assert!(error.to_string().contains("auth.json"), "{error}");
-}
-
-#[test]
-fn user_data_over_the_clouds_limit_are_refused_by_size_limit_and_largest_part() {
-    let auth = Secret::new("x".repeat(12_000));
-    let size = |base64, size| {
-        let limit = Some(UserDataLimit { size, base64 });
-        let rules = PlanRules { user_data_limit: limit, ..rules() };
-        make_with(&request(), &rules, None, Some(&auth))
-    };
-    let raw = size(false, 1 << 20).expect("fits").spec.user_data.0.len();
-    let encoded = raw.div_ceil(3) * 4;
-    size(false, raw).expect("fits exactly");
-    size(true, encoded).expect("fits exactly");
-    let error = size(false, raw - 1).expect_err("a byte too much").to_string();
-    for part in [format!("{raw} bytes"), format!("limit is {}", raw - 1), contract::AUTH.into()] {
-        assert!(error.contains(&part), "{part}: {error}");
-    }
-    assert!(error.contains("12000 bytes"), "{error}");
-    let error = size(true, encoded - 1).expect_err("a character too much").to_string();
-    assert!(error.contains(&format!("{encoded} characters of base64")), "{error}");
-}
-
-#[test]
-fn what_our_own_vm_would_not_read_is_never_sent() {
-    // Hardly compressible, so that the encoded text is longer than what is read.
-    let digits: String =
-        (0..400_000_u64).map(|n| format!("{:x}", n.wrapping_mul(n) % 9973)).collect();
-    let toml =
-        format!("algorithm = \"sha256\"\n[data]\n\"aa.toml\" = \"{}\"\n", &digits[..1 << 19]);
-    let request =
-        PodRequest { initdata: Some(Initdata::from_toml(&toml).expect("toml")), ..request() };
-    let made = make(&request, &rules());
-    let wanted = request.initdata.expect("initdata").encode().len() > contract::USER_DATA_LIMIT;
-    assert!(wanted, "the test's data are large enough");
-    assert!(matches!(made, Err(PlanError::TooLarge { .. })), "{made:?}");
 }
 
 #[test]

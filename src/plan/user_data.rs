@@ -1,21 +1,88 @@
-//! What the VM is told at boot, as cloud-config.
+//! What the VM is told at boot, as cloud-config, and what has no room there.
+//!
+//! ```text
+//!   apf.json, auth.json, initdata ─ within the limit? ─▶ user data
+//!        ▲ promises it                  └ no ─▶ the largest follows over the link
+//!        └──────────────────────────────────────┘
+//! ```
 
 use peerpod_providers::{UserData, UserDataLimit};
-use podvm::apf::{Apf, ApfNetwork};
+use peerpod_tunnel::link::Secret;
+use peerpod_tunnel::link::session::MAX_FILES;
+use podvm::apf::{Apf, ApfNetwork, Ours, ToFollow};
 use podvm::cloud_config::{self, File};
 use podvm::contract;
+use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
 use super::{PlanError, PlanInput, PlanRules};
 
-/// The files as one text, within the limit.
-pub(super) fn make(input: &PlanInput<'_>, rules: &PlanRules) -> Result<UserData, PlanError> {
+/// A file that had no room in the user data and follows over the link, before the pod begins.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FollowFile {
+    /// Absolute path in the VM.
+    pub path: String,
+    /// All of it.
+    pub content: Secret,
+}
+
+impl FollowFile {
+    /// For the timeline.
+    pub(super) fn note(&self) -> String {
+        let (path, size) = (&self.path, self.content.expose().len());
+        format!("{path} has no room in the user data ({size} bytes), it follows over the link")
+    }
+}
+
+/// The files as one text, within the limit, and those that follow.
+pub(super) fn make(
+    input: &PlanInput<'_>,
+    rules: &PlanRules,
+) -> Result<(UserData, Vec<FollowFile>), PlanError> {
     let mut files = files(input, rules)?;
-    let made = cloud_config::render(&files).map_err(PlanError::from);
-    let made = made.map(UserData).and_then(|text| within(text, &files, rules.user_data_limit));
+    let made = fit(input, rules, &mut files);
     // apf.json holds a key, auth.json credentials.
     files.iter_mut().for_each(|file| file.content.zeroize());
     made
+}
+
+fn fit(
+    input: &PlanInput<'_>,
+    rules: &PlanRules,
+    files: &mut Vec<File>,
+) -> Result<(UserData, Vec<FollowFile>), PlanError> {
+    let mut follow = Vec::new();
+    loop {
+        let text = UserData(cloud_config::render(files)?);
+        match within(text, files, rules.user_data_limit) {
+            Ok(text) => return Ok((text, follow)),
+            // Without TLS there is no session, and nobody who could be told from others.
+            Err(error) if input.issued.is_none() => return Err(error),
+            Err(error) => follow.push(largest_that_may_follow(files).ok_or(error)?),
+        }
+        let size = follow.iter().map(|file| file.content.expose().len()).sum();
+        if size > MAX_FILES {
+            let parts = follow.iter().map(|file| file.path.as_str()).collect::<Vec<_>>().join(", ");
+            return Err(PlanError::FollowTooLarge { parts, size });
+        }
+        let mut apf = apf(input, rules);
+        let promise = |f: &FollowFile| ToFollow::of(&f.path, f.content.expose().as_bytes());
+        apf.peerpod = Some(Ours { files: follow.iter().map(promise).collect() });
+        let text = apf.render()?;
+        if let Some(file) = files.iter_mut().find(|file| file.path == contract::APF) {
+            file.content.zeroize();
+            file.content = text;
+        }
+    }
+}
+
+fn largest_that_may_follow(files: &mut Vec<File>) -> Option<FollowFile> {
+    let may = |file: &File| contract::TO_FOLLOW.contains(&file.path.as_str());
+    let largest = files.iter().filter(|file| may(file)).max_by_key(|file| file.content.len())?;
+    let path = largest.path.clone();
+    let at = files.iter().position(|file| file.path == path)?;
+    let File { path, content } = files.remove(at);
+    Some(FollowFile { path, content: Secret::new(content) })
 }
 
 fn files(input: &PlanInput<'_>, rules: &PlanRules) -> Result<Vec<File>, PlanError> {

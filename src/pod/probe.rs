@@ -20,7 +20,8 @@ use futures_util::stream::FuturesUnordered;
 use peerpod_tunnel::link::tls::ClientTls;
 use tokio::time::{Instant, sleep_until};
 
-use super::world::{Door, Guest, Pulse, Stage, Unready};
+use super::world::{Door, Guest, Pulse, Stage, Undelivered, Unready};
+use crate::plan::FollowFile;
 
 /// Between two SYNs while nothing is heard.
 const DARK: Duration = Duration::from_millis(200);
@@ -34,6 +35,8 @@ const BUDGET: u32 = 10;
 const KNOCK: Duration = Duration::from_millis(900);
 /// TLS, and then again the agent's answer.
 const ENTER: Duration = Duration::from_secs(3);
+/// TLS, and then again all files and the word that they are there.
+const DELIVER: Duration = Duration::from_secs(10);
 /// Connects under way at a time.
 const OVERLAP: usize = 12;
 
@@ -86,8 +89,39 @@ pub async fn reach(
     guest: &dyn Guest,
     to: SocketAddr,
     tls: Option<&ClientTls>,
-    mut note: impl FnMut(&Unready),
+    note: impl FnMut(&Unready),
 ) -> Box<dyn Pulse> {
+    knock(guest, to, |door| door.enter(tls, ENTER), note).await
+}
+
+/// Waits until the VM behind `to` has all files; the rest as for [`reach`].
+///
+/// # Errors
+/// When it never will, in words.
+pub async fn deliver(
+    guest: &dyn Guest,
+    to: SocketAddr,
+    tls: Option<&ClientTls>,
+    files: &[FollowFile],
+    note: impl FnMut(&Unready),
+) -> Result<(), String> {
+    let deliver = |door: Box<dyn Door>| async move {
+        match door.deliver(tls, files, DELIVER).await {
+            Ok(()) => Ok(Ok(())),
+            Err(Undelivered::Refused(why)) => Ok(Err(why)),
+            Err(Undelivered::Unready(unready)) => Err(unready),
+        }
+    };
+    knock(guest, to, deliver, note).await
+}
+
+/// Until one that is let in comes back with something.
+async fn knock<T, F: Future<Output = Result<T, Unready>>>(
+    guest: &dyn Guest,
+    to: SocketAddr,
+    enter: impl Fn(Box<dyn Door>) -> F,
+    mut note: impl FnMut(&Unready),
+) -> T {
     let mut pace = Pace::new(Instant::now());
     let mut knocks: FuturesUnordered<Knock<'_>> = FuturesUnordered::new();
     let mut next = Instant::now();
@@ -98,8 +132,8 @@ pub async fn reach(
                 let accepted = Instant::now();
                 let unready = match knock {
                     Err(unready) => unready,
-                    Ok(door) => match door.enter(tls, ENTER).await {
-                        Ok(pulse) => return pulse,
+                    Ok(door) => match enter(door).await {
+                        Ok(done) => return done,
                         Err(unready) => unready,
                     },
                 };

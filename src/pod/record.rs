@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::interruption::Interruption;
 use super::phase::{Made, Phase};
 use super::world::Stage;
+use crate::plan::FollowFile;
 use crate::volumes::PodVolumes;
 
 pub mod authorities;
@@ -145,6 +146,9 @@ pub struct Machine {
     pub candidates: Vec<Candidate>,
     /// Why these, for people.
     pub size_reason: String,
+    /// What it must be sent before the pod begins; goes as soon as it has that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub follow: Vec<FollowFile>,
 }
 
 /// One line of a timeline.
@@ -195,6 +199,9 @@ impl Record {
     pub fn wipe(&mut self) {
         self.machine.spec.user_data = UserData(String::new());
         self.machine.candidates = Vec::new();
+        if !self.phase.is_young() {
+            self.machine.follow = Vec::new();
+        }
     }
 }
 

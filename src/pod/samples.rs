@@ -87,6 +87,7 @@ pub(crate) fn record(sandbox: &str) -> Record {
             spec: spec(sandbox, "web"),
             candidates: candidates(),
             size_reason: "the default".to_owned(),
+            follow: Vec::new(),
         },
         volumes: PodVolumes::default(),
         phase: Phase::Prepared,

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::Records;
 use crate::hypervisor::Failure;
-use crate::plan::Plan;
+use crate::plan::{FollowFile, Plan};
 use crate::proto::hypervisor::CreateVmRequest;
 use crate::relay::api::Control;
 use crate::request::PodRequest;
@@ -236,9 +236,35 @@ pub trait Guest: Send + Sync + Debug {
     async fn knock(&self, to: SocketAddr, bound: Duration) -> Result<Box<dyn Door>, Unready>;
 }
 
+/// Files did not get into a VM.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Undelivered {
+    /// This time; another attempt may.
+    #[error(transparent)]
+    Unready(#[from] Unready),
+    /// They never will.
+    #[error("{0}")]
+    Refused(String),
+}
+
 /// An accepted connection.
 #[async_trait]
 pub trait Door: Send + Debug {
+    /// TLS, and these files over the control stream of a session, of at most `bound` each, until the VM
+    /// has said that it has them. Files that are there already are no error.
+    ///
+    /// # Errors
+    /// By [`Undelivered`].
+    async fn deliver(
+        self: Box<Self>,
+        tls: Option<&ClientTls>,
+        files: &[FollowFile],
+        bound: Duration,
+    ) -> Result<(), Undelivered> {
+        let _ = (tls, files, bound);
+        Err(Undelivered::Refused("it takes none".to_owned()))
+    }
+
     /// TLS and one question to the agent, of at most `bound`.
     ///
     /// # Errors

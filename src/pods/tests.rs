@@ -3,6 +3,7 @@
 mod clock;
 mod create;
 mod fakes;
+mod follow;
 mod found;
 mod harness;
 mod interruption;

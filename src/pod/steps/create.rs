@@ -89,6 +89,7 @@ fn record(
             spec: plan.spec,
             candidates: plan.candidates,
             size_reason: plan.size_reason,
+            follow: plan.follow,
         },
         volumes: plan.volumes,
         sandbox,

@@ -66,6 +66,9 @@ pub(crate) enum StepError {
     /// Making the link.
     #[error("connecting the agent link: {0}")]
     Connect(#[source] ControlError),
+    /// The VM does not take what had no room in its user data.
+    #[error("sending its VM what had no room in the user data: {0}")]
+    Deliver(String),
     /// The VM was not ready in time.
     #[error("waiting for its VM: {0}")]
     Unready(#[source] Unready),
@@ -109,7 +112,9 @@ impl StepError {
             Self::Vni(VniError::Exhausted(_)) => FailureKind::Exhausted,
             Self::Create { source, .. } => provider_kind(source.kind),
             Self::NoCandidate | Self::NoRoom { .. } => FailureKind::Exhausted,
-            Self::OneAddress | Self::Mtu(_) | Self::Phase(_) => FailureKind::Precondition,
+            Self::OneAddress | Self::Mtu(_) | Self::Phase(_) | Self::Deliver(_) => {
+                FailureKind::Precondition
+            }
             Self::Open(e) | Self::Connect(e) if e.may_pass() => FailureKind::Unavailable,
             Self::Unready(_) => FailureKind::Deadline,
             Self::Stopped(_) | Self::Ended => FailureKind::Unavailable,

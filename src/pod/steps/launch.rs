@@ -37,8 +37,8 @@ pub(crate) async fn run(life: &Life) -> Result<(), StepError> {
         Ok(())
     };
     let attach = async { life.attach(tunnel).await.map_err(StepError::Attach) };
-    let ready = life.step("ready", reach(life, target, tls.as_ref()));
-    tokio::try_join!(keep, attach, ready)?;
+    let answered = answered(life, target, tls.as_ref());
+    tokio::try_join!(keep, attach, answered)?;
     life.step("connect", connect(life, &vm)).await?;
     life.advance(Event::Answered, |r| {
         r.stage = Some(Stage::Ready);
@@ -47,12 +47,21 @@ pub(crate) async fn run(life: &Life) -> Result<(), StepError> {
     .await
 }
 
-/// Waits until the agent has answered.
-async fn reach(life: &Life, target: SocketAddr, tls: Option<&ClientTls>) -> Result<(), StepError> {
-    let (guest, limit) = (&*life.common.world.guest, life.common.options.ready);
-    match timeout(limit, probe::reach(guest, target, tls, |u| life.reached(u))).await {
-        // That connection is not kept: the relay's link is the one that stays.
-        Ok(_) => Ok(()),
+/// Sends the VM what had no room in its user data, then waits until the agent has answered.
+async fn answered(
+    life: &Life,
+    target: SocketAddr,
+    tls: Option<&ClientTls>,
+) -> Result<(), StepError> {
+    let limit = life.common.options.ready;
+    let steps = async {
+        if !life.record().machine.follow.is_empty() {
+            life.step("deliver", deliver(life, target, tls)).await?;
+        }
+        life.step("ready", reach(life, target, tls)).await
+    };
+    match timeout(limit, steps).await {
+        Ok(done) => done,
         Err(_) => {
             let record = life.record();
             let last = record.last_error.as_deref().unwrap_or("nothing has failed");
@@ -61,6 +70,27 @@ async fn reach(life: &Life, target: SocketAddr, tls: Option<&ClientTls>) -> Resu
             Err(StepError::Unready(Unready { stage, reason }))
         }
     }
+}
+
+async fn deliver(
+    life: &Life,
+    target: SocketAddr,
+    tls: Option<&ClientTls>,
+) -> Result<(), StepError> {
+    let (guest, record) = (&*life.common.world.guest, life.record());
+    let files = &record.machine.follow;
+    let delivered = probe::deliver(guest, target, tls, files, |u| life.reached(u)).await;
+    delivered.map_err(StepError::Deliver)?;
+    // On disk with the next save; until then they would only be sent once more.
+    life.amend(|r| r.machine.follow = Vec::new());
+    Ok(())
+}
+
+async fn reach(life: &Life, target: SocketAddr, tls: Option<&ClientTls>) -> Result<(), StepError> {
+    let guest = &*life.common.world.guest;
+    // That connection is not kept: the relay's link is the one that stays.
+    drop(probe::reach(guest, target, tls, |u| life.reached(u)).await);
+    Ok(())
 }
 
 /// Has the relay make its link to the VM; opens the socket again for a relay that was restarted.

@@ -5,7 +5,7 @@
 //!   create   inspect ─ VXLAN id ─ plan ─ save(Prepared) ─ open
 //!   launch   save(Launching n) ─ VM n ─┬ save(address) ─┐
 //!                                      ├ tunnel ────────┼─ connect ─ save(Running)
-//!                                      └ agent answers ─┘
+//!                                      └ agent answers ─┘ (first, files that had no room before)
 //!   stop     save(Deleting) ─┬ close ──┐
 //!                            └ tunnel ─┴─▶ reply ─ VM gone ─ record gone
 //! ```

@@ -1,5 +1,6 @@
 //! The real parts of the world that belong to no crate of their own.
 
+mod deliver;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,12 +22,13 @@ use tokio_rustls::TlsConnector;
 
 use self::watch::Watches;
 use super::{
-    Clock, Door, Guest, Network, NetworkError, Planner, Pulse, Random, Stage, Unready, Watch,
+    Clock, Door, Guest, Network, NetworkError, Planner, Pulse, Random, Stage, Undelivered, Unready,
+    Watch,
 };
 use crate::hypervisor::{Failure, FailureKind};
 use crate::labels::{Labels, PodLabels};
 use crate::pki::Pki;
-use crate::plan::{self, Plan, PlanInput, PlanRules};
+use crate::plan::{self, FollowFile, Plan, PlanInput, PlanRules};
 use crate::proto::hypervisor::CreateVmRequest;
 use crate::request::{self, PodRequest, RequestRules};
 use crate::volumes::{Places, PodVolumes};
@@ -164,6 +166,15 @@ struct Accepted(TcpStream);
 
 #[async_trait]
 impl Door for Accepted {
+    async fn deliver(
+        self: Box<Self>,
+        tls: Option<&ClientTls>,
+        files: &[FollowFile],
+        bound: Duration,
+    ) -> Result<(), Undelivered> {
+        deliver::deliver(self.0, tls, files, bound).await
+    }
+
     async fn enter(
         self: Box<Self>,
         tls: Option<&ClientTls>,

@@ -8,12 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use peerpod_providers::fake::{Fake, Operation};
 use peerpod_providers::{Candidate, Market, UserData, VmName, VmSpec, tags};
+use peerpod_tunnel::link::Secret;
 use peerpod_tunnel::link::tls::ClientTls;
 use peerpod_tunnel::network::{InspectError, PodNetwork, Tunnel, TunnelError};
 use tokio::time::{Instant, sleep};
 
 use crate::hypervisor::Failure;
-use crate::plan::Plan;
+use crate::plan::{FollowFile, Plan};
 use crate::pod::phase::Phase;
 use crate::pod::record::{Broken, Loaded, Record, RecordError, Records};
 use crate::pod::samples;
@@ -99,6 +100,7 @@ impl Planner for FakePlanner {
             server_name: name.to_string(),
             authority: None,
             volumes: PodVolumes::default(),
+            follow: follow(&sandbox),
             notes: Vec::new(),
         })
     }
@@ -106,6 +108,13 @@ impl Planner for FakePlanner {
     fn client(&self, _: &str) -> Option<ClientTls> {
         None
     }
+}
+
+/// As the test says, by the name.
+fn follow(sandbox: &str) -> Vec<FollowFile> {
+    let content = Secret::new("INITDATA".to_owned());
+    let file = FollowFile { path: podvm::contract::INITDATA.to_owned(), content };
+    if sandbox.starts_with("follow") { vec![file] } else { Vec::new() }
 }
 
 pub(super) fn spec(name: VmName, sandbox: &str, node: &str) -> VmSpec {

@@ -270,6 +270,13 @@ impl Bed {
     }
 }
 
+/// Initdata that no cloud's user data hold: more than `local` takes.
+pub fn large_initdata() -> String {
+    let words = (0..40_000_u64).map(|n| format!("{:x}", n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+    let policy: String = words.collect();
+    format!("algorithm = \"sha256\"\nversion = \"0.1.0\"\n[data]\n\"policy.rego\" = \"{policy}\"\n")
+}
+
 /// Sends a signal.
 ///
 /// # Errors

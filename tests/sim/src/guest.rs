@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use peerpod_tunnel::link::tls::ClientTls;
-use peerpodd::pod::world::{Door, Guest, Pulse, Stage, Unready};
+use peerpodd::plan::FollowFile;
+use peerpodd::pod::world::{Door, Guest, Pulse, Stage, Undelivered, Unready};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cloud::Cloud;
@@ -27,6 +28,8 @@ enum State {
     Refuses,
     Garbage,
     AgentMissing,
+    /// It waits for files that had no room in its user data.
+    Waits,
     Hangs,
     Answers,
 }
@@ -42,6 +45,7 @@ fn state(machine: Option<&Machine>) -> State {
         (_, Some(at)) if now < at && at - now > seconds(1) => State::Refuses,
         (_, Some(at)) if now < at => State::AgentMissing,
         (_, None) => State::Refuses,
+        _ if machine.waits() => State::Waits,
         _ => match mood.hangs {
             Some((from, long)) if now >= from && now < from + long => State::Hangs,
             _ => State::Answers,
@@ -95,6 +99,33 @@ struct Connection {
 
 #[async_trait]
 impl Door for Connection {
+    async fn deliver(
+        self: Box<Self>,
+        _: Option<&ClientTls>,
+        files: &[FollowFile],
+        bound: Duration,
+    ) -> Result<(), Undelivered> {
+        let core = &self.machines.cloud.core;
+        core.pass_ms("deliver", 1, 40).await;
+        match self.machines.state(self.address) {
+            State::Garbage => return Ok(unready(Stage::Tls, "not TLS")?),
+            State::Answers | State::Waits => {}
+            _ => {
+                sleep(bound).await;
+                return Ok(unready(Stage::Agent, "not taken")?);
+            }
+        }
+        // It comes, and the word that it came may be lost.
+        let took = lock(&self.machines.cloud.state).machines.take_files(self.address, files);
+        if let Err(wrong) = took {
+            core.breach("I6", wrong);
+        }
+        if core.dice.amount("delivered, and the word is lost", 0, 7) == 0 {
+            return Ok(unready(Stage::Agent, "the session broke")?);
+        }
+        Ok(())
+    }
+
     async fn enter(
         mut self: Box<Self>,
         _: Option<&ClientTls>,
@@ -102,7 +133,7 @@ impl Door for Connection {
     ) -> Result<Box<dyn Pulse>, Unready> {
         match self.machines.state(self.address) {
             State::Garbage => return unready(Stage::Tls, "not TLS"),
-            State::AgentMissing => return unready(Stage::Agent, "no agent"),
+            State::AgentMissing | State::Waits => return unready(Stage::Agent, "no agent"),
             _ => {}
         }
         match timeout(bound, self.beat()).await {

@@ -5,7 +5,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use peerpod_providers::{Candidate, Resource, ResourceKind, Vm, VmName, VmRef, VmSpec, tags};
+use peerpod_tunnel::link::Secret;
+use peerpodd::plan::FollowFile;
 use tokio::time::Instant;
+
+use crate::check::SECRET;
 
 /// How a machine behaves once it is made.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,10 +38,17 @@ pub(crate) struct Machine {
     /// When a delete that is under way is done.
     pub(crate) gone: Option<Instant>,
     pub(crate) foreign: bool,
+    /// What had no room in its user data is there.
+    took: bool,
     pub(crate) mood: Mood,
 }
 
 impl Machine {
+    /// Whether its user data promise files that are not there yet.
+    pub(crate) fn waits(&self) -> bool {
+        !self.took && self.spec.user_data.0.ends_with(FOLLOWS)
+    }
+
     pub(crate) fn runs(&self, now: Instant) -> bool {
         self.gone.is_none() && self.mood.dies.is_none_or(|d| now < d)
     }
@@ -92,6 +103,17 @@ pub(crate) fn is_ours(tags: &BTreeMap<String, String>) -> bool {
     tag(tags::INSTALLATION) == Some(INSTALLATION) && tag(tags::NODE) == Some(NODE)
 }
 
+/// The end of user data that promise files.
+pub(crate) const FOLLOWS: &str = ", more follows";
+
+/// What has no room in the user data: of every third sandbox or so something.
+pub(crate) fn follow(sandbox: &str) -> Vec<FollowFile> {
+    let sum: u32 = sandbox.bytes().map(u32::from).sum();
+    let content = Secret::new(format!("{SECRET} for {sandbox}"));
+    let file = FollowFile { path: "/run/peerpod/initdata".to_owned(), content };
+    if sum.is_multiple_of(3) { vec![file] } else { Vec::new() }
+}
+
 pub(crate) const INSTALLATION: &str = "sim";
 pub(crate) const NODE: &str = "node-1";
 
@@ -115,6 +137,7 @@ impl Machines {
             made_ms: 0,
             gone: None,
             foreign: false,
+            took: false,
             mood,
         };
         self.all.push(machine.clone());
@@ -149,6 +172,23 @@ impl Machines {
 
     pub(crate) fn at(&self, address: IpAddr) -> Option<&Machine> {
         self.all.iter().find(|m| m.address == address)
+    }
+
+    /// Files come to an address; the error says whose they are.
+    pub(crate) fn take_files(
+        &mut self,
+        address: IpAddr,
+        files: &[FollowFile],
+    ) -> Result<(), String> {
+        let Some(machine) = self.all.iter_mut().find(|m| m.address == address) else {
+            return Ok(());
+        };
+        machine.took = true;
+        let wanted = follow(&machine.spec.sandbox);
+        if machine.spec.user_data.0.ends_with(FOLLOWS) && files == wanted {
+            return Ok(());
+        }
+        Err(format!("{} gets files that are not its own", machine.spec.name))
     }
 
     pub(crate) fn named(&self, name: &VmName) -> Option<&Machine> {

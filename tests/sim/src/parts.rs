@@ -20,7 +20,7 @@ use tracing_subscriber::layer::{Context, Layer};
 
 use crate::check::SECRET;
 use crate::core::Core;
-use crate::machines::{INSTALLATION, NODE};
+use crate::machines::{self, INSTALLATION, NODE};
 use crate::process::Process;
 
 /// Reads requests as the daemon does; plans three places.
@@ -50,9 +50,11 @@ impl Planner for Plans {
             tag(tags::NODE, NODE),
             tag(tags::SANDBOX, &sandbox),
         ];
+        let follow = machines::follow(&sandbox);
+        let more = if follow.is_empty() { "" } else { machines::FOLLOWS };
         Ok(Plan {
             spec: VmSpec {
-                user_data: UserData(format!("{SECRET} of {sandbox}")),
+                user_data: UserData(format!("{SECRET} of {sandbox}{more}")),
                 tags: tags.into(),
                 ..VmSpec::new(name.clone(), sandbox)
             },
@@ -62,6 +64,7 @@ impl Planner for Plans {
             server_name: name.to_string(),
             authority: None,
             volumes: PodVolumes::default(),
+            follow,
             notes: Vec::new(),
         })
     }

@@ -10,7 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use peerpod_standin::lab::wait_for;
 use peerpod_standin::shim::{PodSpec, Profile, Shim, ShimError};
 
-use crate::bed::{Bed, PATIENCE};
+use crate::bed::{Bed, PATIENCE, large_initdata};
 use crate::stream::Stream;
 
 /// What is lived through.
@@ -81,7 +81,11 @@ async fn life(bed: &mut Bed) -> anyhow::Result<()> {
     let (_net, one) = bed.boot(Profile::RsLike, 1).await.context("boot pod 1")?;
     let stream = Stream::start(&one, "count").await.context("exec in pod 1")?;
     let seen = stream.moves((0, 0)).await?;
-    let (_net, two) = bed.boot(Profile::GoLike, 2).await.context("boot pod 2")?;
+    // It has more initdata than there is room for in the user data.
+    let (_net, mut spec) = bed.pod(2).await?;
+    spec.initdata = large_initdata();
+    let two = Shim::boot(Profile::GoLike, &bed.lab.dir().socket(), spec).await;
+    let two = two.context("boot pod 2")?;
     say(&two).await.context("exec in pod 2")?;
     vms(bed, 2)?;
     failed_start(bed, 3).await.context("the start that fails")?;
