@@ -1,5 +1,6 @@
 //! The life of pods in a world of fakes, on paused time.
 
+mod alive;
 mod clock;
 mod create;
 mod fakes;

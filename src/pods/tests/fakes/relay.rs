@@ -28,6 +28,8 @@ pub(in crate::pods::tests) struct FakeRelay {
     pub(in crate::pods::tests) hangs: Mutex<BTreeSet<&'static str>>,
     /// How VMs behave on their links; `None` is a relay that cannot ask.
     pub(in crate::pods::tests) links: Mutex<Option<Arc<Mutex<Mood>>>>,
+    /// Whose VMs are silent on their links whatever the others do.
+    pub(in crate::pods::tests) frozen: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
@@ -114,14 +116,16 @@ impl Control for FakeRelay {
             return Err(ControlError::Refused("no such call".to_owned()));
         };
         let mut beat = Beat::default();
-        let known = lock(&self.held).iter().filter(|(_, s)| s.target.is_some()).count();
-        if known > 0 && *lock(&mood) != Mood::Answers {
+        let linked = || -> Vec<String> {
+            let held = lock(&self.held);
+            held.iter().filter(|(_, s)| s.target.is_some()).map(|(name, _)| name.clone()).collect()
+        };
+        let answers =
+            |name: &String| *lock(&mood) == Mood::Answers && !lock(&self.frozen).contains(name);
+        if !linked().iter().all(answers) {
             sleep(within).await;
         }
-        let answers = *lock(&mood) == Mood::Answers;
-        let to = if answers { &mut beat.alive } else { &mut beat.silent };
-        let held = lock(&self.held);
-        to.extend(held.iter().filter(|(_, s)| s.target.is_some()).map(|(name, _)| name.clone()));
+        (beat.alive, beat.silent) = linked().into_iter().partition(answers);
         Ok(beat)
     }
 
