@@ -8,7 +8,7 @@
 //! A session that broke off in the middle is of no more use; the next one begins again, and may send what is
 //! there already: it hears that it is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -51,8 +51,8 @@ pub(super) struct Coming {
 struct State {
     /// Sizes of what is waited for, by path.
     wanted: BTreeMap<String, usize>,
-    /// Whole sets that nobody has looked at.
-    whole: VecDeque<Files>,
+    /// The last whole set, if nobody has looked at it yet; one before it makes room.
+    whole: Option<Files>,
     /// All is there, once it is.
     taken: Option<Taken>,
 }
@@ -61,7 +61,7 @@ impl Default for State {
     /// Nothing is waited for.
     fn default() -> Self {
         let taken = Some(Taken::default());
-        Self { wanted: BTreeMap::new(), whole: VecDeque::new(), taken }
+        Self { wanted: BTreeMap::new(), whole: None, taken }
     }
 }
 
@@ -78,8 +78,8 @@ pub(super) struct Arriving {
     files: Files,
     /// It waits for an answer.
     asks: bool,
-    /// It was told that what it sends is not what is waited for; the rest of that is passed over.
-    failed: bool,
+    /// It has its answer; what else it sends is passed over.
+    answered: bool,
 }
 
 impl Arriving {
@@ -105,7 +105,7 @@ impl Inner {
     /// The worker has sent a piece; a worker has nobody to get one from.
     pub(super) fn hear_piece(&mut self, piece: &Piece) {
         let Some(coming) = self.coming.clone() else { return };
-        if self.arriving.failed {
+        if self.arriving.answered {
             return;
         }
         let mut state = coming.lock();
@@ -116,19 +116,25 @@ impl Inner {
         match self.arriving.add(piece, &state.wanted) {
             Ok(false) => {}
             Ok(true) => {
-                state.whole.push_back(std::mem::take(&mut self.arriving.files));
+                state.whole = Some(std::mem::take(&mut self.arriving.files));
                 coming.news.notify_one();
             }
             Err(problem) => {
-                self.arriving = Arriving { failed: true, ..Arriving::default() };
-                self.machine.tell(&Message::Taken(Taken { problem }));
+                self.arriving.files = Files::new();
+                self.answer(Taken { problem });
             }
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn asks_for_answer(&self) -> bool {
+        self.arriving.asks && self.arriving.files.is_empty()
+    }
+
     fn answer(&mut self, taken: Taken) {
         if self.arriving.asks {
-            self.arriving.asks = !self.machine.tell(&Message::Taken(taken));
+            self.arriving.answered = self.machine.tell(&Message::Taken(taken));
+            self.arriving.asks = !self.arriving.answered;
         }
     }
 
@@ -195,7 +201,7 @@ impl Sessions {
     /// Waits until some worker has sent all of them, of the right sizes. For one task.
     pub async fn files(&self) -> Files {
         loop {
-            if let Some(files) = self.coming.lock().whole.pop_front() {
+            if let Some(files) = self.coming.lock().whole.take() {
                 return files;
             }
             self.coming.news.notified().await;

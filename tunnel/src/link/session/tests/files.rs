@@ -124,3 +124,25 @@ async fn an_older_vm_is_sent_nothing() {
     let delivered = within(link.deliver(FILES)).await;
     assert_eq!(delivered, Err(DeliverError::Unknown("podvm0.0.9".to_owned())));
 }
+
+#[tokio::test]
+async fn however_often_they_come_one_set_is_kept() {
+    let sessions = sessions();
+    sessions.want(wanted(FILES));
+    let mut senders = Vec::new();
+    for _ in 0..3 {
+        senders.push(sent(&sessions, FILES).await);
+        let asked =
+            || sessions.links().iter().filter(|link| link.0.lock().asks_for_answer()).count();
+        while asked() < senders.len() {
+            tokio::task::yield_now().await;
+        }
+    }
+    within(sessions.files()).await;
+    let another = tokio::time::timeout(Duration::ZERO, sessions.files()).await;
+    assert!(another.is_err(), "one is looked at for all of them");
+    sessions.taken();
+    for (_ends, delivered) in senders {
+        assert_eq!(within(delivered).await.expect("task"), Ok(()));
+    }
+}
