@@ -1,5 +1,4 @@
-//! The shapes of compat.md 11 as another parser sees them, handshakes in both roles, and what
-//! happens to the files.
+//! The shapes of compat.md 11 as another parser sees them, and handshakes in both roles.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +15,9 @@ use x509_parser::prelude::GeneralName;
 
 use super::*;
 
+mod files;
 mod rotation;
+mod users;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const VM: &str = "podvm-web-01234567";
@@ -261,103 +262,6 @@ fn names_that_are_no_dns_names_are_refused() {
 }
 
 #[test]
-fn files_are_for_their_owner_alone() {
-    let dir = TempDir::new().expect("dir");
-    let pki_dir = dir.path().join("pki");
-    open(&pki_dir);
-    let mode = |path: &Path| fs::metadata(path).expect("stat").permissions().mode() & 0o7777;
-    assert_eq!(mode(&pki_dir), 0o700);
-    let mut names = Vec::new();
-    for entry in fs::read_dir(&pki_dir).expect("list") {
-        let path = entry.expect("entry").path();
-        assert_eq!(mode(&path), 0o600, "{}", path.display());
-        names.push(path.file_name().expect("name").to_string_lossy().into_owned());
-    }
-    names.sort();
-    assert_eq!(names, ["ca.key", "ca.pem", "client.key", "client.pem"]);
-    fs::set_permissions(&pki_dir, fs::Permissions::from_mode(0o755)).expect("chmod");
-    open(&pki_dir);
-    assert_eq!(mode(&pki_dir), 0o700, "closed again");
-}
-
-#[test]
-fn a_key_without_its_certificate_is_a_crash_between_two_writes() {
-    let dir = TempDir::new().expect("dir");
-    open(dir.path());
-    let key = fs::read(dir.path().join("ca.key")).expect("read");
-    fs::remove_file(dir.path().join("ca.pem")).expect("remove");
-    fs::write(dir.path().join("ca.pem.new"), "half a certif").expect("write");
-    open(dir.path());
-    assert_eq!(fs::read(dir.path().join("ca.key")).expect("read"), key);
-    assert!(dir.path().join("ca.pem").exists() && !dir.path().join("ca.pem.new").exists());
-}
-
-#[test]
-fn damaged_files_are_named_and_left_alone() {
-    type Damage = fn(&Path);
-    let truncate: Damage = |path| {
-        let text = fs::read_to_string(path).expect("read");
-        fs::write(path, &text[..text.len() / 2]).expect("write");
-    };
-    let empty: Damage = |path| fs::write(path, "").expect("write");
-    let binary: Damage = |path| fs::write(path, [0xff, 0xfe, 0]).expect("write");
-    let open_to_all: Damage = |path| {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o644)).expect("chmod");
-    };
-    let link: Damage = |path| {
-        let aside = path.with_extension("aside");
-        fs::rename(path, &aside).expect("rename");
-        symlink(&aside, path).expect("link");
-    };
-    let directory: Damage = |path| {
-        fs::remove_file(path).expect("remove");
-        fs::create_dir(path).expect("mkdir");
-    };
-    let huge: Damage = |path| fs::write(path, "x".repeat(300 << 10)).expect("write");
-    let damages = [truncate, empty, binary, open_to_all, link, directory, huge];
-    for name in ["ca.pem", "ca.key", "client.pem", "client.key"] {
-        for (number, damage) in damages.iter().enumerate() {
-            let dir = TempDir::new().expect("dir");
-            open(dir.path());
-            let path = dir.path().join(name);
-            damage(&path);
-            let before = fs::read(&path).ok();
-            let error = Pki::open(dir.path(), &automatic(), SystemTime::now());
-            let error = error.expect_err("damaged").to_string();
-            assert!(error.contains(name), "{name}, damage {number}: {error}");
-            assert_eq!(fs::read(&path).ok(), before, "{name}, damage {number}");
-        }
-    }
-}
-
-#[test]
-fn a_lost_key_and_a_swapped_certificate_are_named() {
-    let dir = TempDir::new().expect("dir");
-    open(dir.path());
-    fs::copy(dir.path().join("client.pem"), dir.path().join("ca.pem")).expect("copy");
-    let error = Pki::open(dir.path(), &automatic(), SystemTime::now()).expect_err("swapped");
-    assert!(error.to_string().contains("ca.pem: it does not belong"), "{error}");
-    fs::remove_file(dir.path().join("ca.key")).expect("remove");
-    let error = Pki::open(dir.path(), &automatic(), SystemTime::now()).expect_err("lost");
-    assert!(error.to_string().contains("ca.key"), "{error}");
-}
-
-#[test]
-fn a_directory_that_is_a_link_or_a_file_is_refused() {
-    let dir = TempDir::new().expect("dir");
-    let (real, link, file) =
-        (dir.path().join("real"), dir.path().join("link"), dir.path().join("file"));
-    fs::create_dir(&real).expect("mkdir");
-    symlink(&real, &link).expect("link");
-    fs::write(&file, "").expect("write");
-    for path in [link, file] {
-        let error = Pki::open(&path, &automatic(), SystemTime::now()).expect_err("refused");
-        assert!(matches!(error, PkiError::File { .. }), "{error}");
-    }
-    assert_eq!(fs::read_dir(&real).expect("list").count(), 0);
-}
-
-#[test]
 fn nothing_that_prints_shows_a_key() {
     let dir = TempDir::new().expect("dir");
     let pki = open(dir.path());
@@ -391,134 +295,4 @@ async fn skip_verify_accepts_any_vm_but_the_vm_accepts_only_us() {
     let stranger = open(other.path()).client(VM).expect("TLS");
     let stranger = ClientTls { ca_pem: client.ca_pem.clone(), skip_verify: true, ..stranger };
     shake(&stranger, &server(&issued)).await.expect_err("a strange client");
-}
-
-/// A CA as a user has it, and files made with it.
-struct Users {
-    dir: TempDir,
-    issuer: Issuer<'static, KeyPair>,
-    ca_pem: String,
-}
-
-impl Users {
-    fn new() -> Self {
-        let dir = TempDir::new().expect("dir");
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "Users' CA");
-        let key = KeyPair::generate().expect("key");
-        let ca_pem = params.self_signed(&key).expect("sign").pem();
-        fs::write(dir.path().join("ca.crt"), &ca_pem).expect("write");
-        Self { dir, issuer: Issuer::new(params, key), ca_pem }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn leaf(&self, name: &str) -> (String, String) {
-        let key = KeyPair::generate().expect("key");
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("params");
-        params.distinguished_name.push(DnType::CommonName, name);
-        let cert = params.signed_by(&key, &self.issuer).expect("sign").pem();
-        (cert, key.serialize_pem())
-    }
-
-    fn client_files(&self) -> ClientFiles {
-        let (cert, key) = self.leaf("worker");
-        let files = ClientFiles { cert: self.path("client.crt"), key: self.path("client.key") };
-        fs::write(&files.cert, cert).expect("write");
-        fs::write(&files.key, key).expect("write");
-        files
-    }
-
-    /// A VM of an image with certificates of its own.
-    fn vm(&self, client_ca_pem: &str) -> ServerTls {
-        let (cert_pem, key) = self.leaf("podvm-server");
-        ServerTls {
-            cert_pem,
-            key_pem: Secret::new(key),
-            client_ca_pem: client_ca_pem.to_owned(),
-            profile: Profile::default(),
-        }
-    }
-}
-
-#[tokio::test]
-async fn with_a_users_ca_the_vm_brings_its_certificate_and_still_asks_for_ours() {
-    let (dir, users) = (TempDir::new().expect("dir"), Users::new());
-    let source = TlsSource::Files { ca: users.path("ca.crt"), client: None };
-    let pki = Pki::open(dir.path(), &source, SystemTime::now()).expect("open");
-    let issued = pki.issue(VM, SystemTime::now()).expect("issue");
-    let client = pki.client(VM).expect("TLS");
-    assert_eq!(
-        (issued.server_name.as_str(), issued.server_cert_pem.as_str()),
-        ("podvm-server", "")
-    );
-    assert_eq!(client.server_name, "podvm-server");
-    assert_eq!(issued.client_ca_pem, client.client_cert_pem, "upstream sends none: anybody may in");
-    shake(&client, &users.vm(&issued.client_ca_pem)).await.expect("the user's VM");
-    assert!(!dir.path().join("ca.key").exists(), "no CA of ours is needed");
-    let strange = Users::new().vm(&issued.client_ca_pem);
-    shake(&client, &strange).await.expect_err("a VM of another CA");
-}
-
-#[tokio::test]
-async fn with_a_users_ca_and_client_the_vm_is_told_who_issued_the_client() {
-    let (dir, users) = (TempDir::new().expect("dir"), Users::new());
-    let client = Some(users.client_files());
-    let source = TlsSource::Files { ca: users.path("ca.crt"), client };
-    let pki = Pki::open(dir.path(), &source, SystemTime::now()).expect("open");
-    let issued = pki.issue(VM, SystemTime::now()).expect("issue");
-    assert!(issued.client_ca_pem.contains(&users.ca_pem));
-    let vm = users.vm(&issued.client_ca_pem);
-    shake(&pki.client(VM).expect("TLS"), &vm).await.expect("the user's client");
-}
-
-#[tokio::test]
-async fn a_users_client_works_with_certificates_of_ours() {
-    let (dir, users) = (TempDir::new().expect("dir"), Users::new());
-    let files = users.client_files();
-    let leaf = fs::read_to_string(&files.cert).expect("read");
-    fs::write(&files.cert, leaf + &users.ca_pem).expect("write");
-    let source = TlsSource::Automatic { client: Some(files) };
-    let pki = Pki::open(dir.path(), &source, SystemTime::now()).expect("open");
-    let issued = pki.issue(VM, SystemTime::now()).expect("issue");
-    shake(&pki.client(VM).expect("TLS"), &server(&issued)).await.expect("a file with its issuer");
-    assert!(!dir.path().join("client.key").exists(), "no client of ours is needed");
-}
-
-#[test]
-fn a_users_files_that_cannot_be_used_are_named() {
-    let (dir, users) = (TempDir::new().expect("dir"), Users::new());
-    let files = users.client_files();
-    let refuse = |source: &TlsSource| {
-        let error = Pki::open(dir.path(), source, SystemTime::now()).expect_err("refused");
-        error.to_string()
-    };
-    let missing = TlsSource::Files { ca: users.path("nowhere.crt"), client: None };
-    assert!(refuse(&missing).contains("nowhere.crt"));
-    let no_ca = TlsSource::Files { ca: users.path("client.key"), client: None };
-    assert!(refuse(&no_ca).contains("client.key"));
-
-    let with = |cert: &Path, key: &Path| TlsSource::Automatic {
-        client: Some(ClientFiles { cert: cert.to_owned(), key: key.to_owned() }),
-    };
-    assert!(refuse(&with(&files.key, &files.key)).contains("client.key"));
-    assert!(refuse(&with(&files.cert, &users.path("ca.crt"))).contains("ca.crt"));
-    let other = users.path("other.key");
-    fs::write(&other, KeyPair::generate().expect("key").serialize_pem()).expect("write");
-    assert!(refuse(&with(&files.cert, &other)).contains("client.crt"), "another's key");
-    let later = SystemTime::now() + 800_000 * DAY;
-    let source = with(&files.cert, &files.key);
-    let error = Pki::open(dir.path(), &source, later).expect_err("expired");
-    assert!(matches!(error, PkiError::Expired { .. }), "{error}");
-}
-
-#[test]
-fn a_users_files_may_be_links_as_kubernetes_mounts_them() {
-    let (dir, users) = (TempDir::new().expect("dir"), Users::new());
-    symlink(users.path("ca.crt"), users.path("link.crt")).expect("link");
-    let source = TlsSource::Files { ca: users.path("link.crt"), client: None };
-    Pki::open(dir.path(), &source, SystemTime::now()).expect("open");
 }

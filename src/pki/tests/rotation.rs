@@ -1,5 +1,6 @@
 //! Another CA takes over, with every crash on the way; and clocks that are wrong.
 
+use super::users::Users;
 use super::*;
 use crate::pki::rotation::{self, Rotation};
 
