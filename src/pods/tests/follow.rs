@@ -4,9 +4,19 @@ use peerpod_providers::Kind;
 use peerpod_providers::fake::{Fault, Operation};
 
 use super::harness::*;
-use crate::hypervisor::FailureKind;
+use crate::hypervisor::{Failure, FailureKind};
 
 const FILE: &str = "/run/peerpod/initdata: INITDATA";
+
+/// The start of a pod whose VMs are like that fails.
+async fn fails(site: &Site, mood: Mood) -> Failure {
+    site.guest.be(mood);
+    let daemon = site.daemon().await;
+    daemon.create("follow1").await.expect("created");
+    let failure = daemon.start("follow1").await.expect_err("it fails");
+    site.until_nothing_is_left().await;
+    failure
+}
 
 fn kept(site: &Site) -> usize {
     lock(&site.records.state).all["follow1"].machine.follow.len()
@@ -28,29 +38,21 @@ async fn they_are_sent_before_the_agent_is_asked_and_then_forgotten() {
 #[tokio::test(start_paused = true)]
 async fn a_vm_that_takes_none_ends_the_start_by_name_and_goes() {
     let site = Site::new();
-    site.guest.be(Mood::TakesNoFiles);
-    let daemon = site.daemon().await;
-    daemon.create("follow1").await.expect("created");
-    let failure = daemon.start("follow1").await.expect_err("refused");
+    let failure = fails(&site, Mood::TakesNoFiles).await;
     assert_eq!(failure.kind, FailureKind::Precondition);
     assert!(failure.message.contains("no room in the user data: it takes none"), "{failure}");
     assert_eq!(*lock(&site.guest.heard), [""; 0], "the agent was never asked");
-    site.until_nothing_is_left().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_vm_that_does_not_take_them_in_time_is_given_up_as_one_that_is_not_ready() {
     let site = Site::new();
-    site.guest.be(Mood::Hangs);
-    let daemon = site.daemon().await;
-    daemon.create("follow1").await.expect("created");
-    let failure = daemon.start("follow1").await.expect_err("too late");
+    let failure = fails(&site, Mood::Hangs).await;
     assert_eq!(failure.kind, FailureKind::Deadline);
     assert!(
         failure.message.contains("last: ") && failure.message.contains("not taken"),
         "{failure}"
     );
-    site.until_nothing_is_left().await;
 }
 
 #[tokio::test(start_paused = true)]
